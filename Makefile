@@ -1,0 +1,38 @@
+# Every target creates .venv and installs into it when needed, and is safe to run twice.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: help install demo test lint bench clean
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(STAMP): pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing embedx and its dependencies into $(VENV) (a few minutes the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+install: $(STAMP)  ## create .venv and install embedx with everything the demo and the tests need
+
+demo: $(STAMP)  ## docstrings of the installed packages: extract, index, search, fit a head, evaluate, predict
+	@$(BIN)/python jobs/demo.py
+
+lint: $(STAMP)  ## ruff, mypy, import-linter
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
+
+test: lint  ## lint, then every test
+	@$(BIN)/python -m pytest
+
+bench: $(STAMP)  ## the short benchmarks; writes benchmarks/results/
+	@$(BIN)/python benchmarks/text.py --short
+
+clean:  ## remove the environment, caches and demo output
+	rm -rf $(VENV) demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

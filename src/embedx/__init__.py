@@ -1,0 +1,1 @@
+"""embedx: frozen encoders over large corpora, vectors in Delta, FAISS indexes, scikit-learn heads."""

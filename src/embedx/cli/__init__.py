@@ -1,0 +1,1 @@
+"""The command line: argv and TOML to specs, steps to reports, errors to exit statuses."""

@@ -1,0 +1,187 @@
+"""`embedx extract`: a corpus and an encoder to a store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from embedx.cli import output
+from embedx.core.errors import UsageError
+from embedx.core.reports import Report
+from embedx.core.specs import CorpusSpec, EncoderSpec, ExtractSpec, FailureLimit, Resources
+
+EPILOG = """Examples
+
+embedx extract train.jsonl --encoder minilm --columns intent --out store/
+
+embedx extract photos/ --encoder torchvision:resnet50 --weights resnet50.pth --out store/
+
+embedx extract shop.csv --image-column picture --id-column sku --encoder encoder.toml --out store/
+
+The same command again embeds only what is new or changed, and resumes what was interrupted."""
+
+
+def option(*names: str, help: str, panel: str, **more: Any) -> Any:
+    """Return a typer option that stands under a heading of the help."""
+    return typer.Option(*names, help=help, rich_help_panel=panel, **more)
+
+
+def register(app: typer.Typer) -> None:
+    """Attach the command."""
+    app.command("extract", epilog=EPILOG)(extract)
+
+
+def extract(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE...", help="Folders of images; .jsonl .csv .tsv .txt (.gz) .parquet; alias=PATH."
+        ),
+    ],
+    encoder: Annotated[str, option("--encoder", help="family:name, minilm, or an encoder .toml file.", panel="What")],
+    out: Annotated[Path, option("--out", help="The store: a new or existing folder.", panel="What")],
+    kind: Annotated[
+        str | None, option("--kind", help="image or text; default: as the source is.", panel="What")
+    ] = None,
+    text_column: Annotated[str | None, option("--text-column", help="Column of the text.", panel="What")] = None,
+    image_column: Annotated[str | None, option("--image-column", help="Column of image paths.", panel="What")] = None,
+    id_column: Annotated[
+        str | None,
+        option("--id-column", help="Column of ids; default item_id, id, else row numbers.", panel="What"),
+    ] = None,
+    columns: Annotated[
+        str | None,
+        option("--columns", help="Columns to carry besides label, path or text; 'none'.", panel="What"),
+    ] = None,
+    on_duplicate: Annotated[
+        str, option("--on-duplicate", help="Two items of one id: error, first or last.", panel="What")
+    ] = "error",
+    limit: Annotated[int | None, option("--limit", help="Only the first items.", panel="What")] = None,
+    weights: Annotated[str | None, option("--weights", help="Local state dict or folder.", panel="Encoder")] = None,
+    layer: Annotated[str | None, option("--layer", help="Node whose output is the vector.", panel="Encoder")] = None,
+    pooling: Annotated[
+        str | None, option("--pooling", help="avg, max, ...; default: the family's.", panel="Encoder")
+    ] = None,
+    precision: Annotated[
+        str,
+        option("--precision", help="auto, fp32 or bf16; fixed when the store is created.", panel="Encoder"),
+    ] = "auto",
+    store_precision: Annotated[
+        str, option("--store-precision", help="Mantissa bits kept: 10 or full.", panel="Encoder")
+    ] = "10",
+    max_failures: Annotated[
+        str, option("--max-failures", help="Failed items tolerated: N or P%; beyond it exit 3.", panel="Run")
+    ] = "1%",
+    retry_failed: Annotated[
+        bool, option("--retry-failed", help="Try items again that failed before.", panel="Run")
+    ] = False,
+    dry_run: Annotated[bool, option("--dry-run", help="Say what would be done; write nothing.", panel="Run")] = False,
+    exit_nothing_to_do: Annotated[
+        bool, option("--exit-nothing-to-do", help="Exit 99 if nothing is new or changed.", panel="Run")
+    ] = False,
+    cluster: Annotated[
+        str,
+        option("--cluster", help="local, or a scheduler: tcp://HOST:PORT.", panel="How", envvar="EMBEDX_CLUSTER"),
+    ] = "local",
+    workers: Annotated[
+        int | None, option("--workers", help="Local worker processes.", panel="How", envvar="EMBEDX_WORKERS")
+    ] = None,
+    device: Annotated[str, option("--device", help="auto, cpu or cuda.", panel="How", envvar="EMBEDX_DEVICE")] = "auto",
+    runtime: Annotated[
+        str, option("--runtime", help="auto, openvino or torch.", panel="How", envvar="EMBEDX_RUNTIME")
+    ] = "auto",
+    as_json: output.AsJson = False,
+) -> int:
+    """Embed a corpus with a frozen encoder; only what is new or changed, resumable at any moment."""
+    corpus = CorpusSpec(
+        sources=tuple(sources),
+        kind=kind,  # type: ignore[arg-type]
+        text_column=text_column,
+        image_column=image_column,
+        id_column=id_column,
+        columns=parse_columns(columns),
+        on_duplicate=on_duplicate,
+        limit=limit,
+    )
+    if store_precision not in ("10", "full"):
+        raise UsageError(f"--store-precision {store_precision!r} is neither 10 nor full", "Pass 10 or full")
+    spec = ExtractSpec(
+        corpus=corpus,
+        encoder=_encoder_spec(encoder, weights, layer, pooling),
+        out=out,
+        precision=precision,  # type: ignore[arg-type]
+        full_bits=store_precision == "full",
+        max_failures=FailureLimit.parse(max_failures),
+        retry_failed=retry_failed,
+    )
+    resources = Resources(cluster, workers, device, runtime)
+    from embedx.steps import extract as step
+
+    progress = output.ProgressLine()
+    try:
+        report = step.plan_extract(spec, progress) if dry_run else step.extract(spec, resources, progress)
+    finally:
+        progress.close()
+    output.show_report(report, as_json, dry_run_lines(report) if dry_run else summary_lines(report))
+    did_nothing = not dry_run and report["run"] is None
+    return 99 if did_nothing and exit_nothing_to_do else 0
+
+
+def _encoder_spec(ref: str, weights: str | None, layer: str | None, pooling: str | None) -> EncoderSpec:
+    from embedx.encoders.registry import parse_ref
+
+    return parse_ref(ref, weights, layer, pooling)
+
+
+def parse_columns(text: str | None) -> tuple[str, ...] | None:
+    """Read `a,b` or `none`."""
+    if text is None:
+        return None
+    return () if text == "none" else tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def summary_lines(report: Report) -> Iterator[str]:
+    """Say what an extraction did."""
+    items, encoder = report["items"], report["encoder"]
+    if report["run"] is None:
+        yield f"nothing to do: {items['unchanged']:,} items of {report['out']} are up to date (version {report['version']})"
+    else:
+        done = f"{items['embedded']:,} embedded"
+        more = [f"{items[name]:,} {name}" for name in ("failed", "updated", "removed", "unchanged") if items[name]]
+        shards = report["shards"]
+        reused = f" ({shards['reused']} of {shards['planned']} shards reused)" if shards["reused"] else ""
+        yield f"{report['out']} is at version {report['version']}: {', '.join([done, *more])}{reused}"
+        yield (
+            f"{output.format_seconds(report['seconds'])}, {report['items_per_s']:,.0f} items/s, {encoder['ref']} "
+            f"{encoder['dim']}-d {encoder['precision']} ({encoder['why_precision']})"
+        )
+        if encoder["runtime"]:
+            yield f"ran on {encoder['runtime']}; bottleneck: {report['bottleneck']}"
+    if encoder["note"]:
+        yield encoder["note"]
+    if items["failed"] or items["failed_before"]:
+        yield f"failed items are listed by: embedx failures {report['out']}"
+    yield from _ignored_lines(report)
+
+
+def dry_run_lines(report: Report) -> Iterator[str]:
+    """Say what an extraction would do."""
+    items = report["items"]
+    yield f"{items['listed']:,} {report['kind']}s listed: {items['planned']:,} to embed, {items['unchanged']:,} unchanged"
+    yield (
+        f"{report['shards']['planned']} shards ({report['shards']['reused']} finished already), "
+        f"{output.format_bytes(report['vector_bytes'])} of raw vectors, columns: {', '.join(report['columns']) or 'none'}"
+    )
+    yield from _ignored_lines(report)
+
+
+def _ignored_lines(report: Report) -> Iterator[str]:
+    if report["ignored_by_type"]:
+        kinds = ", ".join(f"{count} {name}" for name, count in sorted(report["ignored_by_type"].items()))
+        yield f"ignored: {kinds}"
+    if report["positional_ids"]:
+        sources = ", ".join(report["positional_ids"])
+        yield f"warning: ids of {sources} are row numbers: inserting a row shifts them; name an --id-column if there is one"

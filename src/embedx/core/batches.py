@@ -1,0 +1,31 @@
+"""Batches: items sorted by cost and packed under a budget of padded cost."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def plan_batches(costs: np.ndarray, budget: int, max_items: int) -> list[np.ndarray]:
+    """Pack items, costliest first, so that (longest cost x items) stays within a budget.
+
+    Sorting puts items of like length together, so padding is small; costliest first means that memory peaks
+    at the start, where a batch that does not fit is cheap to notice (crossfit issue 18).
+
+    Args:
+        costs: (n,) int, cost of each item, e.g. tokens; 0 counts as 1.
+        budget: the most padded cost of a batch; an item above it gets a batch of its own.
+        max_items: the most items of a batch.
+
+    Returns:
+        Position arrays (int64), each one batch; together they hold every position once.
+    """
+    costs = np.maximum(np.asarray(costs, dtype=np.int64), 1)
+    order = np.argsort(-costs, kind="stable")
+    batches: list[np.ndarray] = []
+    start = 0
+    while start < len(order):
+        longest = int(costs[order[start]])
+        size = max(1, min(max_items, budget // longest))
+        batches.append(order[start : start + size])
+        start += size
+    return batches

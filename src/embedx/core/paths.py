@@ -1,0 +1,70 @@
+"""Where embedx keeps what can be rebuilt: compiled models, cards and digests."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from embedx.core.digests import fingerprint
+
+
+def cache_dir() -> Path:
+    """Return the cache folder: `EMBEDX_CACHE`, else `$XDG_CACHE_HOME/embedx`, else `~/.cache/embedx`."""
+    if configured := os.environ.get("EMBEDX_CACHE"):
+        return Path(configured).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "embedx"
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file so that it is there whole or not at all, and survives a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    fsync_dir(path.parent)
+
+
+def fsync_dir(path: Path) -> None:
+    """Make a folder's entries durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically, indented for people."""
+    write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def cached_json(kind: str, key: Any) -> Any | None:
+    """Return what `remember_json` kept under a key, or None."""
+    path = _cache_path(kind, key)
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def remember_json(kind: str, key: Any, value: Any) -> None:
+    """Keep a JSON value for later processes; a cache that cannot be written is no error."""
+    try:
+        write_atomic(_cache_path(kind, key), json.dumps(value).encode())
+    except OSError:
+        pass
+
+
+def _cache_path(kind: str, key: Any) -> Path:
+    return cache_dir() / kind / f"{fingerprint(key)}.json"

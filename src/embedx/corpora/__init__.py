@@ -1,0 +1,1 @@
+"""Corpora: what the sources list, and how an item's content is read."""

@@ -1,0 +1,1 @@
+"""Encoders: frozen pretrained models with their own preprocessing, one family a file."""

@@ -1,0 +1,125 @@
+"""A Dask cluster for one step: worker processes of its own, or a scheduler that is running already."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import dask
+from distributed import Client, LocalCluster, WorkerPlugin
+
+from embedx.core.errors import BusyError
+from embedx.core.specs import Resources
+from embedx.core.threads import cpu_quota, memory_quota_bytes
+from embedx.engine.interrupts import ignore_in_worker
+
+TASKS_PER_WORKER = 2
+"""Two shard tasks overlap in a worker, so that reading and writing of one hide behind the forward pass of the other."""
+
+CORES_PER_WORKER = 8
+"""Of a local cluster: beyond it one process's Python threads, not its cores, limit decoding."""
+
+CONFIG = {
+    # A model's conversion may hold the interpreter for minutes; a worker that does not answer then is not dead.
+    "distributed.scheduler.worker-ttl": "15 minutes",
+    "distributed.scheduler.allowed-failures": 2,
+    "distributed.comm.timeouts.connect": "30s",
+    # Workers hold vectors, not Dask results: spilling and pausing have nothing to work on and only stall.
+    "distributed.worker.memory.target": False,
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.pause": False,
+    "distributed.worker.memory.terminate": 0.95,
+}
+
+
+class _Worker(WorkerPlugin):
+    """Prepares a worker process."""
+
+    name = "embedx"
+    idempotent = True
+
+    def setup(self, worker: Any) -> None:
+        ignore_in_worker()
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A connected cluster.
+
+    Attributes:
+        client: the connection.
+        workers: processes there are now.
+        threads_per_worker: cores that each worker may use.
+    """
+
+    client: Client
+    workers: int
+    threads_per_worker: int
+
+    @property
+    def slots(self) -> int:
+        """Tasks that run at a time."""
+        return self.workers * TASKS_PER_WORKER
+
+    def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Run one call on some worker and return its result."""
+        return self.client.submit(function, *arguments, pure=False).result()
+
+
+@contextmanager
+def open_cluster(resources: Resources) -> Iterator[Cluster]:
+    """Start local worker processes, or connect to a scheduler.
+
+    Raises:
+        BusyError: the scheduler cannot be reached, or has no workers.
+    """
+    with dask.config.set(CONFIG):
+        if resources.cluster == "local":
+            yield from _local(resources)
+        else:
+            yield from _remote(resources)
+
+
+def plan_workers(resources: Resources) -> tuple[int, int]:
+    """Return (worker processes, cores of each) of a local cluster."""
+    cores = resources.threads or cpu_quota()
+    workers = resources.workers or max(1, cores // CORES_PER_WORKER)
+    return workers, max(1, cores // workers)
+
+
+def _local(resources: Resources) -> Iterator[Cluster]:
+    workers, threads = plan_workers(resources)
+    with (
+        LocalCluster(
+            n_workers=workers,
+            threads_per_worker=TASKS_PER_WORKER,
+            processes=True,
+            memory_limit=int(memory_quota_bytes() * 0.9 / workers),
+            dashboard_address=None,
+            silence_logs=logging.CRITICAL,
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        client.register_plugin(_Worker())
+        yield Cluster(client, workers, threads)
+
+
+def _remote(resources: Resources) -> Iterator[Cluster]:
+    remedy = "Check --cluster and that the scheduler runs; the same command resumes"
+    try:
+        client = Client(resources.cluster, timeout="10s", set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise BusyError(f"scheduler {resources.cluster} cannot be reached ({error})", remedy) from error
+    with client:
+        try:
+            client.wait_for_workers(1, timeout=30)
+        except TimeoutError:
+            raise BusyError(
+                f"scheduler {resources.cluster} has no workers", "Start workers, then run it again"
+            ) from None
+        client.register_plugin(_Worker())
+        described = client.scheduler_info(n_workers=-1)["workers"]
+        yield Cluster(client, len(described), resources.threads or 0)

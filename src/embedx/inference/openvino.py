@@ -1,0 +1,190 @@
+"""The openvino runtime: the encoder converted once, kept on disk by fingerprint, run without importing torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+
+from embedx.core.contracts import Encoder
+from embedx.core.errors import EncoderError
+from embedx.core.paths import cache_dir, write_json
+from embedx.inference.gates import measure_fidelity, passes_gate
+
+TOKEN_BUDGET = 1_536
+"""Padded tokens of a batch: 1-2k keep a layer's activations in the caches; 8k is 10 % slower (openvino-facts)."""
+
+IMAGE_BATCH = 8
+
+
+class OpenVinoRuntime:
+    """A compiled model with its own requests; open it with `open_openvino`.
+
+    Explicit requests with copied inputs: calling the compiled model directly shares the caller's array with an
+    internal request, and later calls overwrite it.
+    """
+
+    name = "openvino"
+
+    def __init__(self, compiled: Any, precision: str, requests: int) -> None:
+        self.precision = precision
+        self.parallel_requests = requests
+        self._free: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for _ in range(requests):
+            self._free.put(compiled.create_infer_request())
+
+    def forward(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
+        """Run one batch; returns (n, dim) float32. Thread-safe: calls beyond the requests wait."""
+        request = self._free.get()
+        try:
+            request.infer(inputs, share_inputs=False)
+            return np.array(request.get_output_tensor(0).data, dtype=np.float32)
+        finally:
+            self._free.put(request)
+
+    def batch_budget(self, modality: str) -> int:
+        """Return the fastest batch: padded tokens for texts, images for images."""
+        return TOKEN_BUDGET if modality == "text" else IMAGE_BATCH
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware (AVX512_BF16 or AMX), as the runtime itself sees it."""
+    import openvino
+
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def open_openvino(encoder: Encoder, precision: str, threads: int) -> OpenVinoRuntime:
+    """Compile an encoder for this machine, converting it first if no earlier process has.
+
+    Args:
+        encoder: what to run.
+        precision: fp32 or bf16.
+        threads: cores to use.
+
+    Raises:
+        EncoderError: the encoder does not convert, or loses fidelity when it does.
+    """
+    import openvino
+
+    path = _converted(encoder)
+    core = openvino.Core()
+    requests = 2 if threads >= 2 else 1
+    compiled = core.compile_model(
+        str(path),
+        "CPU",
+        {
+            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
+            "NUM_STREAMS": requests,
+            # Explicit, because Dask's nanny sets OMP_NUM_THREADS=1.
+            "INFERENCE_NUM_THREADS": threads,
+        },
+    )
+    return OpenVinoRuntime(compiled, precision, requests)
+
+
+def _converted(encoder: Encoder) -> Path:
+    """Return the converted model's path, converting under a lock if it is not there yet."""
+    home = cache_dir() / "openvino" / f"{encoder.card.fingerprint[:40]}-{version('openvino')}"
+    model, refusal = home / "model.xml", home / "refused.json"
+    if not model.exists() and not refusal.exists():
+        home.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{home}.lock"):
+            if not model.exists() and not refusal.exists():
+                _convert_into(encoder, home)
+    if refusal.exists():
+        reason = json.loads(refusal.read_text())["reason"]
+        raise EncoderError(f"{encoder.card.ref} does not run on openvino: {reason}", "Use --runtime torch")
+    return model
+
+
+def _convert_into(encoder: Encoder, home: Path) -> None:
+    import openvino
+
+    temporary = Path(tempfile.mkdtemp(dir=home.parent, prefix=".converting-"))
+    try:
+        try:
+            openvino.save_model(_convert(encoder), temporary / "model.xml", compress_to_fp16=False)
+        except Exception as error:
+            # Converters raise anything; whatever it is, this encoder has to run on torch, and the report says so.
+            write_json(temporary / "refused.json", {"reason": f"conversion failed ({_first_line(error)})"})
+        if home.exists():
+            shutil.rmtree(home)
+        os.replace(temporary, home)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _convert(encoder: Encoder) -> Any:
+    import openvino
+    import torch
+
+    module = encoder.build()
+    entries = encoder.prepare(encoder.canaries()).items
+    inputs = encoder.collate(entries)
+    # In the order of `forward`, which is that of `collate`: tracing by keyword loses the names.
+    example = tuple(torch.from_numpy(array) for array in inputs.values())
+    # no_grad, not inference_mode: tracing refuses inference tensors. The trace check would refuse models whose
+    # graph differs harmlessly between calls; the gate below is the check that counts.
+    with torch.no_grad(), _quiet():
+        traced = torch.jit.trace(module, example, check_trace=False, strict=False)
+        model = openvino.convert_model(traced, example_input=example)
+    shapes = {}
+    for port, (name, array) in zip(model.inputs, inputs.items(), strict=True):
+        port.get_tensor().set_names({name})
+        shapes[name] = [
+            -1,
+            *([-1] * (array.ndim - 1) if encoder.card.modality == "text" else array.shape[1:]),
+        ]
+    model.reshape(shapes)
+    _check_fidelity(encoder, module, model, entries)
+    return model
+
+
+def _check_fidelity(encoder: Encoder, module: Any, model: Any, entries: Any) -> None:
+    """Compare fp32 openvino with torch on the canaries, also in shapes that were not traced.
+
+    Raises:
+        ValueError: the converted model is not the same function.
+    """
+    import openvino
+    import torch
+
+    request = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
+    ours, reference = [], []
+    for part in (entries, entries[1:2], entries[:1], entries[:3]):
+        inputs = encoder.collate(part)
+        request.infer(inputs, share_inputs=False)
+        ours.append(np.array(request.get_output_tensor(0).data))
+        with torch.no_grad():
+            reference.append(module(**{name: torch.from_numpy(array) for name, array in inputs.items()}).numpy())
+    vectors = np.concatenate(ours)
+    if not np.isfinite(vectors).all():
+        raise ValueError("vectors are not finite")
+    fidelity = measure_fidelity(vectors, np.concatenate(reference))
+    if not passes_gate(fidelity, "fp32"):
+        raise ValueError(f"it misses the fp32 gate, {fidelity.describe()}")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the tracer's remarks on Python values that it freezes: the fidelity check judges the result."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

@@ -1,0 +1,198 @@
+"""The loop that embeds the items of a shard: fetch, prepare, batch, forward, check; bounded and overlapping."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from embedx.core.batches import plan_batches
+from embedx.core.contracts import Broken, Encoder, Prepared, Runtime
+
+MAX_BATCH_ITEMS = 512
+
+TEXT_CHUNK = 512
+IMAGE_CHUNK = 16
+"""Items prepared at a time by one thread."""
+
+IMAGE_WINDOW = 256
+"""Images held decoded at a time: a quarter of a gigabyte of float inputs at most. Texts need no window: tokens are
+small, and sorting the whole shard by length is what saves padding."""
+
+Fetch = Callable[[int, int], Sequence[Any]]
+"""(start, stop) -> the content of those items, or a Broken in its place."""
+
+
+@dataclass
+class Clock:
+    """Busy seconds per stage, summed over threads."""
+
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Count the time of the block to a stage."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            elapsed = time.perf_counter() - started
+            with self._lock:
+                self.seconds[name] += elapsed
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """The result of a shard.
+
+    Attributes:
+        vectors: (m, dim) float32, finite, of the items that succeeded, in their order.
+        positions: (m,) int64, their positions among the items.
+        failures: position -> why there is no vector.
+        counts: sums: tokens or images, padded, batches, truncated.
+    """
+
+    vectors: np.ndarray
+    positions: np.ndarray
+    failures: dict[int, Broken]
+    counts: dict[str, int]
+
+
+class Embedder:
+    """An encoder on a runtime with the threads around it; shared by the tasks of a process.
+
+    Args:
+        encoder: prepares and collates.
+        runtime: executes.
+        prepare_threads: threads that fetch, decode and tokenise.
+    """
+
+    def __init__(self, encoder: Encoder, runtime: Runtime, prepare_threads: int) -> None:
+        self.encoder = encoder
+        self.runtime = runtime
+        self._preparing = ThreadPoolExecutor(prepare_threads, thread_name_prefix="embedx-prepare")
+        self._forwarding = ThreadPoolExecutor(runtime.parallel_requests, thread_name_prefix="embedx-forward")
+
+    def embed(self, count: int, fetch: Fetch, clock: Clock | None = None) -> Embedded:
+        """Embed items 0..count-1; failed ones come back as values and cost no other item anything."""
+        clock = clock or Clock()
+        card = self.encoder.card
+        vectors = np.empty((count, card.dim), dtype=np.float32)
+        done = np.zeros(count, dtype=bool)
+        failures: dict[int, Broken] = {}
+        sums: Counter[str] = Counter()
+        window = count if card.modality == "text" else IMAGE_WINDOW
+        chunk = TEXT_CHUNK if card.modality == "text" else IMAGE_CHUNK
+        for prepared, start in self._windows(count, window, chunk, fetch, clock):
+            failures.update({start + position: broken for position, broken in prepared.failures.items()})
+            sums["truncated"] += prepared.truncated
+            self._forward_all(prepared, start, clock, vectors, done, failures, sums)
+        positions = np.flatnonzero(done)
+        return Embedded(vectors[positions] if len(positions) < count else vectors, positions, failures, dict(sums))
+
+    def _windows(
+        self, count: int, window: int, chunk: int, fetch: Fetch, clock: Clock
+    ) -> Iterator[tuple[Prepared, int]]:
+        """Yield prepared windows in order; the next one is being prepared while a window is used."""
+
+        def prepare(start: int, stop: int) -> Prepared:
+            with clock.stage("read"):
+                items = fetch(start, stop)
+            with clock.stage("prepare"):
+                return self.encoder.prepare(items)
+
+        def launch(start: int) -> list[tuple[int, Future[Prepared]]]:
+            stop = min(count, start + window)
+            edges = range(start, stop, chunk)
+            return [(edge, self._preparing.submit(prepare, edge, min(stop, edge + chunk))) for edge in edges]
+
+        ahead: deque[tuple[int, list[tuple[int, Future[Prepared]]]]] = deque()
+        starts = iter(range(0, count, window))
+        for start in starts:
+            ahead.append((start, launch(start)))
+            if len(ahead) == 2:
+                yield self._joined(ahead.popleft(), clock)
+        while ahead:
+            yield self._joined(ahead.popleft(), clock)
+
+    @staticmethod
+    def _joined(pending: tuple[int, list[tuple[int, Future[Prepared]]]], clock: Clock) -> tuple[Prepared, int]:
+        start, parts = pending
+        items: list[Any] = []
+        positions = []
+        failures: dict[int, Broken] = {}
+        truncated = 0
+        for edge, future in parts:
+            with clock.stage("wait_prepare"):
+                part = future.result()
+            items.extend(part.items)
+            positions.append(part.positions + (edge - start))
+            failures.update({position + edge - start: broken for position, broken in part.failures.items()})
+            truncated += part.truncated
+        joined = np.concatenate(positions) if positions else np.empty(0, dtype=np.int64)
+        return Prepared(items, joined, failures, truncated), start
+
+    def _forward_all(
+        self,
+        prepared: Prepared,
+        start: int,
+        clock: Clock,
+        vectors: np.ndarray,
+        done: np.ndarray,
+        failures: dict[int, Broken],
+        sums: Counter[str],
+    ) -> None:
+        card = self.encoder.card
+        costs = self.encoder.cost(prepared)
+        batches = plan_batches(costs, self.runtime.batch_budget(card.modality), MAX_BATCH_ITEMS)
+        for batch in batches:
+            sums["cost"] += int(costs[batch].sum())
+            sums["padded_cost"] += int(costs[batch].max()) * len(batch)
+        sums["batches"] += len(batches)
+
+        def run(batch: np.ndarray) -> None:
+            entries = [prepared.items[position] for position in batch]
+            with clock.stage("collate"):
+                inputs = self.encoder.collate(entries)
+            with clock.stage("forward"):
+                result = self.runtime.forward(inputs)
+            rows = prepared.positions[batch] + start
+            self._accept(result, rows, vectors, done, failures)
+
+        with clock.stage("wait_forward"):
+            for future in [self._forwarding.submit(run, batch) for batch in batches]:
+                future.result()
+
+    def _accept(
+        self,
+        result: np.ndarray,
+        rows: np.ndarray,
+        vectors: np.ndarray,
+        done: np.ndarray,
+        failures: dict[int, Broken],
+    ) -> None:
+        card = self.encoder.card
+        if result.shape != (len(rows), card.dim):
+            raise ValueError(f"{card.ref} gave vectors of shape {result.shape}, not {(len(rows), card.dim)}")
+        if card.normalized:
+            # In float32 here, whatever precision the runtime used: a unit vector is promised to have length 1.
+            with np.errstate(invalid="ignore", divide="ignore"):
+                result = result / np.linalg.norm(result, axis=1, keepdims=True)
+        good = np.isfinite(result).all(axis=1)
+        vectors[rows[good]] = result[good]
+        done[rows[good]] = True
+        for row in rows[~good].tolist():
+            failures[row] = Broken("forward", "NotFinite", "the encoder's vector has NaN or infinite values")
+
+    def close(self) -> None:
+        """Stop the threads."""
+        self._preparing.shutdown(wait=False, cancel_futures=True)
+        self._forwarding.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,86 @@
+"""The choice of a runtime: what this machine has, what the encoder converts to, what the user asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from embedx.core.contracts import Encoder, Runtime
+from embedx.core.errors import EncoderError
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How to execute an encoder in this process.
+
+    Attributes:
+        precision: fp32 or bf16.
+        runtime: auto, openvino or torch.
+        device: auto, cpu or cuda.
+        threads: cores to use.
+    """
+
+    precision: str
+    runtime: str = "auto"
+    device: str = "auto"
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A runtime, and why it is this one if it is not the usual."""
+
+    runtime: Runtime
+    note: str = ""
+
+
+def open_runtime(encoder: Encoder, execution: Execution) -> Opened:
+    """Open the runtime that suits: torch on CUDA; on a CPU openvino, or torch where it does not convert.
+
+    Raises:
+        EncoderError: what was asked for cannot be had.
+    """
+    device = _device(execution.device)
+    if device == "cuda":
+        if execution.runtime == "openvino":
+            raise EncoderError("the openvino runtime runs on the CPU only", "Use --runtime torch, or --device cpu")
+        return _open_torch(encoder, execution, device)
+    if execution.runtime == "torch":
+        return _open_torch(encoder, execution, device)
+    try:
+        from embedx.inference.openvino import open_openvino
+
+        return Opened(open_openvino(encoder, execution.precision, execution.threads))
+    except (EncoderError, ImportError) as error:
+        if execution.runtime == "openvino":
+            raise
+        opened = _open_torch(encoder, execution, device)
+        return Opened(opened.runtime, f"torch instead of openvino: {error.args[0]}")
+
+
+def _open_torch(encoder: Encoder, execution: Execution, device: str) -> Opened:
+    from embedx.inference.torch import open_torch
+
+    return Opened(open_torch(encoder, execution.precision, execution.threads, device))
+
+
+def _device(asked: str) -> str:
+    # Asking torch would import it (seconds); without NVIDIA's driver there is nothing to ask.
+    if asked == "auto" and not Path("/proc/driver/nvidia/version").exists():
+        return "cpu"
+    if asked == "auto":
+        import torch
+
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return asked
+
+
+def machine_has_bf16(device: str) -> bool:
+    """Whether bf16 is computed in hardware here."""
+    if _device(device) == "cuda":
+        import torch
+
+        return bool(torch.cuda.is_bf16_supported())
+    from embedx.inference.openvino import cpu_has_bf16
+
+    return cpu_has_bf16()

@@ -1,0 +1,321 @@
+"""What a worker does: embed one shard of a plan, rewrite one file, or try the encoder before the first shard."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from embedx.core.contracts import Broken, ItemFailure
+from embedx.core.errors import EncoderError
+from embedx.core.threads import cpu_quota
+from embedx.corpora.content import read_image
+from embedx.inference.gates import measure_fidelity, passes_gate
+from embedx.inference.pipeline import Clock, Embedded
+from embedx.inference.runtimes import machine_has_bf16
+from embedx.steps.encoding import Session, close_session, shared_session
+from embedx.store.layout import RunLayout
+from embedx.store.listing import read_plan_shard
+from embedx.store.schema import CarriedColumn, round_mantissa, store_schema, vector_array
+from embedx.store.shards import Receipt, read_arrow, read_receipt, write_failures, write_shard
+
+SAMPLE_ITEMS = 64
+"""Items of the corpus on which `--precision auto` measures bf16."""
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """What every shard task of a run has in common; small, it travels with each task.
+
+    Attributes:
+        root: the store.
+        run: the run.
+        encoder: the encoder's spec as a dict.
+        fingerprint: what the encoder must be.
+        precision: of the store.
+        full_bits: keep all mantissa bits.
+        kind: image or text.
+        columns: carried columns.
+        content_column: the one that repeats the text.
+        runtime: auto, openvino or torch.
+        device: auto, cpu or cuda.
+        threads: cores of a worker; 0 is the worker's own quota.
+    """
+
+    root: str
+    run: str
+    encoder: dict[str, Any]
+    fingerprint: str
+    precision: str
+    full_bits: bool
+    kind: str
+    columns: tuple[CarriedColumn, ...]
+    content_column: str | None
+    runtime: str
+    device: str
+    threads: int
+
+    @property
+    def layout(self) -> RunLayout:
+        """The run's paths."""
+        return RunLayout(Path(self.root), self.run)
+
+    def session(self) -> Session:
+        """Return this process's session of the encoder."""
+        threads = self.threads or cpu_quota()
+        precision = _compute_precision(self.precision, self.device)
+        return shared_session(self.encoder, self.fingerprint, precision, self.runtime, self.device, threads)
+
+
+def _compute_precision(precision: str, device: str) -> str:
+    # A bf16 store accepts fp32 compute; an fp32 store never accepts bf16.
+    return "bf16" if precision == "bf16" and machine_has_bf16(device) else "fp32"
+
+
+def extract_shard(job: ShardJob, shard: int) -> Receipt:
+    """Embed one shard and commit it; returns the receipt of the file that stands there."""
+    path = job.layout.shard(shard)
+    if path.exists():
+        return read_receipt(path)
+    clock = Clock()
+    session = job.session()
+    rows = read_plan_shard(job.layout.file("plan.arrow"), shard)
+    embedded, digests, bytes_read = _embed_rows(job, session, rows, clock)
+    vectors = embedded.vectors if job.full_bits else round_mantissa(embedded.vectors)
+    table = _build_table(job, rows, embedded.positions, vectors, digests)
+    failures = _item_failures(rows, embedded.failures)
+    failures_file = ""
+    if failures:
+        attempt = job.layout.attempt_failures(shard, secrets.token_hex(4))
+        write_failures(attempt, failures)
+        failures_file = attempt.name
+    receipt = Receipt(
+        run=job.run,
+        shard=shard,
+        fingerprint=job.fingerprint,
+        precision=job.precision,
+        rows=table.num_rows,
+        failed=len(failures),
+        failures_file=failures_file,
+        seconds={name: round(value, 3) for name, value in clock.seconds.items()},
+        counts={**embedded.counts, "bytes_read": bytes_read},
+        runtime=f"{session.embedder.runtime.name} {session.embedder.runtime.precision}",
+        host=f"{socket.gethostname()}:{os.getpid()}",
+        **_id_range(table),
+    )
+    return write_shard(path, table, receipt)
+
+
+def _id_range(table: pa.Table) -> dict[str, Any]:
+    span = pc.min_max(table.column("item_id")).as_py()
+    return {"first_id": span["min"], "last_id": span["max"]}
+
+
+def _embed_rows(job: ShardJob, session: Session, rows: pa.RecordBatch, clock: Clock) -> tuple[Embedded, list[str], int]:
+    """Embed a plan's rows; returns the result, the digest of each row, and the bytes read."""
+    if job.kind == "text":
+        return _embed_texts(session, rows, clock)
+    digests = [""] * rows.num_rows
+    sizes = [0] * rows.num_rows
+    locators = rows.column("locator").to_pylist()
+    problems = rows.column("problem").to_pylist()
+
+    def fetch(start: int, stop: int) -> list[Any]:
+        items = []
+        for position in range(start, stop):
+            if problems[position] is not None:
+                items.append(Broken("read", "Unreadable", problems[position], True))
+                continue
+            content = read_image(locators[position])
+            digests[position], sizes[position] = content.digest, content.size_bytes
+            items.append(content.item)
+        return items
+
+    return session.embed(rows.num_rows, fetch, clock), digests, sum(sizes)
+
+
+def _embed_texts(session: Session, rows: pa.RecordBatch, clock: Clock) -> tuple[Embedded, list[str], int]:
+    """Embed texts, each distinct one once."""
+    digests = rows.column("identity").to_pylist()
+    _, first, copies = np.unique(np.array(digests, dtype=object), return_index=True, return_inverse=True)
+    distinct = rows.take(pa.array(np.sort(first)))
+    # Position among the distinct rows of each row; np.unique sorts by digest, the rows are in plan order.
+    rank = np.empty(len(first), dtype=np.int64)
+    rank[np.argsort(first, kind="stable")] = np.arange(len(first))
+    of_row = rank[copies]
+    texts = distinct.column("content").to_pylist()
+    problems = distinct.column("problem").to_pylist()
+
+    def fetch(start: int, stop: int) -> list[Any]:
+        return [
+            text if problem is None else Broken("read", "BadText", problem)
+            for text, problem in zip(texts[start:stop], problems[start:stop])
+        ]
+
+    once = session.embed(len(texts), fetch, clock)
+    size = int(pc.sum(pc.binary_length(rows.column("content"))).as_py() or 0)
+    if len(texts) == rows.num_rows:
+        return once, digests, size
+    row_of = np.full(len(texts), -1, dtype=np.int64)
+    row_of[once.positions] = np.arange(len(once.positions))
+    source = row_of[of_row]
+    positions = np.flatnonzero(source >= 0)
+    failures = {
+        row: once.failures[int(position)]
+        for row, position in enumerate(of_row.tolist())
+        if int(position) in once.failures
+    }
+    counts = {**once.counts, "copies": rows.num_rows - len(texts)}
+    return Embedded(once.vectors[source[positions]], positions, failures, counts), digests, size
+
+
+def _build_table(
+    job: ShardJob, rows: pa.RecordBatch, positions: np.ndarray, vectors: np.ndarray, digests: list[str]
+) -> pa.Table:
+    good = rows.take(pa.array(positions))
+    columns: dict[str, Any] = {
+        "item_id": good.column("item_id"),
+        "vector": vector_array(vectors),
+        "source": good.column("source"),
+        "digest": pa.array([digests[position] for position in positions.tolist()], pa.string()),
+        "parent_id": pa.nulls(good.num_rows, pa.string()),
+    }
+    for column in job.columns:
+        name = "content" if column.name == job.content_column else f"c_{column.name}"
+        columns[column.name] = good.column(name)
+    schema = store_schema(job.columns)
+    return pa.Table.from_arrays([columns[name] for name in schema.names], schema=schema)
+
+
+def _item_failures(rows: pa.RecordBatch, failures: dict[int, Broken]) -> list[tuple[ItemFailure, str]]:
+    ids, sources = rows.column("item_id").to_pylist(), rows.column("source").to_pylist()
+    identities = rows.column("identity").to_pylist()
+    return [
+        (
+            ItemFailure(ids[position], sources[position], broken.stage, broken.error, broken.message, broken.retryable),
+            identities[position],
+        )
+        for position, broken in sorted(failures.items())
+    ]
+
+
+def rewrite_shard(job: ShardJob, shard: int, old_path: str) -> Receipt:
+    """Write a file again without the rows that go and with new carried columns where they changed."""
+    path = job.layout.shard(shard)
+    if path.exists():
+        return read_receipt(path)
+    started = time.perf_counter()
+    changes = _read_changes(job, old_path)
+    table = pq.read_table(Path(job.root) / old_path, partitioning=None).cast(store_schema(job.columns))
+    updates = changes.filter(changes.column("update"))
+    drops = changes.filter(pc.invert(changes.column("update"))).column("item_id")
+    table = table.filter(pc.invert(pc.is_in(table.column("item_id"), value_set=drops)))
+    if updates.num_rows:
+        table = _apply_updates(job, table, updates)
+    receipt = Receipt(
+        run=job.run,
+        shard=shard,
+        fingerprint=job.fingerprint,
+        precision=job.precision,
+        rows=table.num_rows,
+        failed=0,
+        seconds={"rewrite": round(time.perf_counter() - started, 3)},
+        host=f"{socket.gethostname()}:{os.getpid()}",
+        **_id_range(table),
+    )
+    return write_shard(path, table, receipt)
+
+
+def _read_changes(job: ShardJob, old_path: str) -> pa.Table:
+    changes = read_arrow(job.layout.file("rewrites.arrow"))
+    return changes.filter(pc.equal(changes.column("path"), old_path))
+
+
+def _apply_updates(job: ShardJob, table: pa.Table, updates: pa.Table) -> pa.Table:
+    found = pc.index_in(table.column("item_id"), value_set=updates.column("item_id"))
+    changed = pc.is_valid(found)
+    names = {"source": "source"}
+    names |= {column.name: f"c_{column.name}" for column in job.columns if column.name != job.content_column}
+    for name, new_name in names.items():
+        position = table.schema.get_field_index(name)
+        new = updates.column(new_name).take(found).combine_chunks()
+        merged = pc.if_else(changed, new, table.column(name))
+        table = table.set_column(position, table.schema.field(name), merged)
+    return table
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What the trial of an encoder on a worker found.
+
+    Attributes:
+        precision: fp32 or bf16.
+        why: how it was decided.
+        canaries: (m, dim) vectors of the canary items, rounded as the store's.
+        runtime: what executes the encoder.
+        note: why it is not the usual one.
+    """
+
+    precision: str
+    why: str
+    canaries: list[list[float]]
+    runtime: str
+    note: str
+
+
+def preflight(job: ShardJob, asked: str) -> Preflight:
+    """Load the encoder, embed its canaries and, for a new store, decide its precision.
+
+    Args:
+        job: with the run's plan written; its precision is only used when `asked` is empty.
+        asked: auto, fp32 or bf16 for a new store; empty for an existing one.
+    """
+    if not asked:
+        session = job.session()
+        return _flown(job, session, job.precision, "as the store was created")
+    threads = job.threads or cpu_quota()
+
+    def open_at(precision: str) -> Session:
+        return shared_session(job.encoder, job.fingerprint, precision, job.runtime, job.device, threads)
+
+    if asked == "fp32":
+        return _flown(job, open_at("fp32"), "fp32", "as asked")
+    if not machine_has_bf16(job.device):
+        if asked == "bf16":
+            return _flown(job, open_at("fp32"), "bf16", "as asked; computed in fp32, this machine has no bf16")
+        return _flown(job, open_at("fp32"), "fp32", "this machine has no bf16")
+    exact, fast = open_at("fp32"), open_at("bf16")
+    vectors, reference = _sample(job, fast), _sample(job, exact)
+    if len(reference) == 0 or len(vectors) != len(reference):
+        vectors, reference = fast.canary_vectors(), exact.canary_vectors()
+    fidelity = measure_fidelity(vectors, reference)
+    said = f"on {len(reference)} items, {fidelity.describe()}"
+    exact_is_enough = asked == "auto" and not passes_gate(fidelity, "bf16")
+    chosen, unused = (exact, fast) if exact_is_enough else (fast, exact)
+    close_session(unused)
+    if exact_is_enough:
+        return _flown(job, chosen, "fp32", f"bf16 misses its gate {said}")
+    return _flown(job, chosen, "bf16", f"bf16 passes its gate {said}" if asked == "auto" else f"as asked; {said}")
+
+
+def _sample(job: ShardJob, session: Session) -> np.ndarray:
+    rows = read_plan_shard(job.layout.file("plan.arrow"), 0).slice(0, SAMPLE_ITEMS)
+    return _embed_rows(job, session, rows, Clock())[0].vectors
+
+
+def _flown(job: ShardJob, session: Session, precision: str, why: str) -> Preflight:
+    vectors = session.canary_vectors()
+    if not np.isfinite(vectors).all():
+        raise EncoderError(f"{session.card.ref} gives vectors that are not finite", "Use --precision fp32")
+    canaries = vectors if job.full_bits else round_mantissa(vectors)
+    runtime = session.embedder.runtime
+    return Preflight(precision, why, canaries.tolist(), f"{runtime.name} {runtime.precision}", session.note)

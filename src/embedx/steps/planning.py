@@ -1,0 +1,296 @@
+"""The plan of an extraction: list the sources, compare with the store, cut what is to embed into shards."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from embedx.core.contracts import EncoderCard
+from embedx.core.errors import CorpusError, UsageError
+from embedx.core.reports import Progress, ProgressHook
+from embedx.core.shards import ShardCutter, iterate_groups
+from embedx.core.specs import ExtractSpec, shard_items_override
+from embedx.corpora.content import digest_file
+from embedx.corpora.listing import Corpus
+from embedx.store.delta import Snapshot
+from embedx.store.diff import Diff, FinishedShard
+from embedx.store.layout import RunLayout, StoreLayout
+from embedx.store.listing import PlanWriter, iterate_listing, write_listing
+from embedx.store.runs import (
+    RunHistory,
+    find_finished,
+    identity_files,
+    latest_failures,
+    read_attempt_failures,
+)
+from embedx.store.shards import FAILURE_SCHEMA, Receipt, write_arrow
+
+BYTES_PER_TOKEN = 4
+"""Of English text: a static estimate for cutting shards, never for batches."""
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """A file to write again, or to drop.
+
+    Attributes:
+        path: relative to the store.
+        rows: rows that stay; none means that the file just goes.
+        published: whether the file is part of the store's version.
+    """
+
+    path: str
+    rows: int
+    published: bool
+
+
+@dataclass
+class Plan:
+    """What a run does.
+
+    Attributes:
+        layout: the run's paths.
+        snapshot: the version it is based on.
+        listed: rows of the listing.
+        kinds: how many items of each kind (see `store.diff`).
+        removed: items that leave the store because they left the sources.
+        shard_rows: items of each shard to embed.
+        adopted: finished shards of interrupted runs that are used as they are.
+        rewrites: files to write again.
+        failures: failed items that stand already: carried over, and adopted from interrupted runs.
+        adopted_failed: how many of these are adopted.
+        duplicates: listed items dropped because another has their id.
+    """
+
+    layout: RunLayout
+    snapshot: Snapshot
+    listed: int = 0
+    kinds: dict[str, int] = field(default_factory=dict)
+    removed: int = 0
+    shard_rows: list[int] = field(default_factory=list)
+    adopted: list[tuple[FinishedShard, Receipt]] = field(default_factory=list)
+    rewrites: list[Rewrite] = field(default_factory=list)
+    failures: list[pa.Table] = field(default_factory=list)
+    adopted_failed: int = 0
+    duplicates: int = 0
+
+    @property
+    def to_embed(self) -> int:
+        """Items that are left to embed."""
+        return self.kinds.get("new", 0) + self.kinds.get("changed", 0)
+
+    @property
+    def adopted_items(self) -> int:
+        """Items that interrupted runs have done."""
+        return self.kinds.get("adopted", 0) + self.adopted_failed
+
+    @property
+    def planned(self) -> int:
+        """Items of the run: to embed, and adopted."""
+        return self.to_embed + self.adopted_items
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the store is up to date."""
+        return not self.planned and not self.rewrites
+
+    @property
+    def new_rewrites(self) -> list[tuple[int, Rewrite]]:
+        """(shard number, rewrite) of the files that get a successor; numbered after the embedded shards."""
+        kept = [rewrite for rewrite in self.rewrites if rewrite.rows]
+        return [(len(self.shard_rows) + number, rewrite) for number, rewrite in enumerate(kept)]
+
+
+@dataclass(frozen=True)
+class Planning:
+    """What a plan is made from."""
+
+    spec: ExtractSpec
+    corpus: Corpus
+    card: EncoderCard
+    snapshot: Snapshot
+    history: RunHistory
+    store: StoreLayout
+    progress: ProgressHook
+
+
+def make_plan(planning: Planning, layout: RunLayout) -> Plan:
+    """List, compare and cut; writes `plan.arrow` and `rewrites.arrow` into the run's folder.
+
+    Raises:
+        CorpusError: a source is broken or empty, or ids are not unique.
+    """
+    plan = Plan(layout, planning.snapshot)
+    layout.folder.mkdir(parents=True, exist_ok=True)
+    listing = layout.file("listing.arrow")
+    try:
+        plan.listed = _list(planning, listing)
+        with Diff(listing, planning.corpus.columns, planning.snapshot, layout.folder) as diff:
+            _compare(planning, diff, plan)
+            _find_rewrites(diff, _adopt(planning, diff, plan), plan)
+            plan.kinds = diff.counts()
+            plan.adopted_failed = plan.kinds.get("adopted_failed", 0)
+            if plan.to_embed:
+                _cut(planning, diff, listing, plan)
+            if planning.corpus.kind == "image" and not plan.is_empty:
+                diff.write_identities(layout.file("identities.arrow"))
+    finally:
+        listing.unlink(missing_ok=True)
+        shutil.rmtree(layout.folder / "duckdb", ignore_errors=True)
+    return plan
+
+
+def _list(planning: Planning, path: Path) -> int:
+    progress = Progress("extract", note="listing the sources")
+    planning.progress(progress)
+
+    def counted() -> Iterator[pa.RecordBatch]:
+        for batch in planning.corpus.iterate_batches():
+            progress.done += batch.num_rows
+            yield batch
+
+    try:
+        return write_listing(path, planning.corpus.columns, counted())
+    finally:
+        planning.progress(Progress("extract", note=f"{progress.done:,} items listed, comparing with the store"))
+
+
+def _compare(planning: Planning, diff: Diff, plan: Plan) -> None:
+    corpus, spec = planning.corpus, planning.spec
+    duplicates = diff.duplicates()
+    if duplicates and corpus.spec.on_duplicate == "error":
+        first = duplicates[0]
+        if len(first.sources) > 1:
+            raise CorpusError(
+                f"id {first.item_id!r} is listed {first.count} times, in {' and '.join(first.sources)}",
+                "Make ids unique across sources: name an --id-column, or extract the sources to two stores",
+            )
+        others = "".join(f", {duplicate.item_id!r}" for duplicate in duplicates[1:])
+        raise CorpusError(
+            f"id {first.item_id!r}{others} is listed {first.count} times in {first.sources[0]}",
+            "Make ids unique, name another --id-column, or pass --on-duplicate first|last",
+        )
+    by_file = corpus.kind == "image"
+    diff.compare(
+        latest_failures(planning.store, planning.history),
+        identity_files(planning.store, planning.history) if by_file else [],
+        corpus.spec.on_duplicate,
+        spec.retry_failed,
+    )
+    plan.duplicates = plan.listed - sum(diff.counts().values())
+    if by_file and planning.snapshot.files:
+        _acquit_touched(diff)
+    standing = diff.surviving_failures(latest_failures(planning.store, planning.history))
+    if standing is not None and standing.num_rows:
+        plan.failures.append(standing.cast(FAILURE_SCHEMA))
+
+
+def _acquit_touched(diff: Diff) -> None:
+    """Read the files whose size or time changed, and call those unchanged whose digest is the store's."""
+
+    def is_same(suspect: tuple[int, str, str]) -> int | None:
+        row, locator, digest = suspect
+        return row if digest_file(locator) == digest else None
+
+    with ThreadPoolExecutor(8) as pool:
+        rows = [row for row in pool.map(is_same, diff.iterate_suspects()) if row is not None]
+    if rows:
+        diff.mark_same_content(rows)
+
+
+def _adopt(planning: Planning, diff: Diff, plan: Plan) -> list[FinishedShard]:
+    """Take over what interrupted runs have finished, item by item; returns the shards that are wanted only in part."""
+    finished = [pair for run in planning.history.interrupted for pair in find_finished(planning.store, run)]
+    plans = {run: planning.store.run(run).file("plan.arrow") for run in planning.history.interrupted}
+    plans = {run: path for run, path in plans.items() if path.exists()}
+    finished = [(shard, receipt) for shard, receipt in finished if shard.run in plans]
+    if not finished:
+        return []
+    diff.adopt(plans, [shard for shard, _ in finished], planning.spec.retry_failed)
+    matched = diff.matched_rows()
+    partial = []
+    for shard, receipt in finished:
+        wanted = matched.get((shard.run, shard.shard), 0)
+        if wanted == shard.rows:
+            plan.adopted.append((shard, receipt))
+        elif wanted:
+            partial.append(shard)
+            plan.rewrites.append(Rewrite(shard.path, wanted, published=False))
+    failed_ids = diff.adopted_failed_ids()
+    for shard, receipt in finished:
+        if shard.failed_ids:
+            table = read_attempt_failures(planning.store.run(shard.run), receipt)
+            wanted_rows = pc.is_in(table.column("item_id"), pa.array(sorted(failed_ids), pa.string()))
+            table = table.filter(wanted_rows)
+            if table.num_rows:
+                plan.failures.append(table)
+    return partial
+
+
+def _find_rewrites(diff: Diff, partial: list[FinishedShard], plan: Plan) -> None:
+    """Find the files that lose or change rows, and write `rewrites.arrow` for the tasks that copy them."""
+    changes = diff.rewrites(partial)
+    if not changes.num_rows:
+        return
+    write_arrow(plan.layout.file("rewrites.arrow"), changes)
+    dropped = changes.filter(pc.invert(changes.column("update"))).group_by("path").aggregate([("item_id", "count")])
+    lost = dict(zip(dropped.column("path").to_pylist(), dropped.column("item_id_count").to_pylist()))
+    touched = set(pc.unique(changes.column("path")).to_pylist())
+    for file in plan.snapshot.files:
+        if file.path in touched:
+            plan.rewrites.append(Rewrite(file.path, file.rows - lost.get(file.path, 0), published=True))
+
+
+def _cut(planning: Planning, diff: Diff, listing: Path, plan: Plan) -> None:
+    """Copy the rows to embed from the listing into shards, in listing order."""
+    card = planning.card
+    cutter = ShardCutter(card.dim, shard_items_override())
+    max_tokens = card.input.get("max_tokens")
+    wanted = _Ascending(diff.iterate_rows())
+    with PlanWriter(plan.layout.file("plan.arrow"), planning.corpus.columns) as writer:
+        for batch in iterate_listing(listing):
+            rows = batch.column("row").to_numpy()
+            chosen = wanted.take_until(int(rows[-1]))
+            if not len(chosen):
+                continue
+            batch = batch.take(pa.array(chosen - int(rows[0])))
+            sizes = pc.fill_null(pc.binary_length(batch.column("content")), 0).to_numpy(zero_copy_only=False)
+            work = np.full(len(sizes), card.flops, dtype=np.float64)
+            if card.modality == "text":
+                tokens = np.maximum(sizes / BYTES_PER_TOKEN, 2)
+                work *= np.minimum(tokens, max_tokens) if max_tokens else tokens
+            for shard, start, stop in iterate_groups(cutter.assign(work, sizes)):
+                writer.add(shard, batch.slice(start, stop - start))
+    plan.shard_rows = writer.shard_rows
+    if len(wanted.take_until(plan.listed)) or sum(plan.shard_rows) != plan.to_embed:
+        raise UsageError("the plan lost items", "This is a bug in embedx: please report it with the command")
+
+
+class _Ascending:
+    """Ascending numbers that come in pieces, taken up to a bound at a time."""
+
+    def __init__(self, pieces: Iterator[np.ndarray]) -> None:
+        self._pieces = pieces
+        self._rest = np.empty(0, dtype=np.int64)
+
+    def take_until(self, last: int) -> np.ndarray:
+        """Return all numbers up to and with `last` that were not taken yet."""
+        taken = []
+        while True:
+            stop = int(np.searchsorted(self._rest, last, side="right"))
+            taken.append(self._rest[:stop])
+            self._rest = self._rest[stop:]
+            if len(self._rest):
+                break
+            following = next(self._pieces, None)
+            if following is None:
+                break
+            self._rest = following
+        return np.concatenate(taken)

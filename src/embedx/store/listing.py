@@ -1,0 +1,127 @@
+"""The listing of a corpus: one row per item, streamed to an Arrow file and read back in order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from embedx.store.schema import CarriedColumn
+
+BATCH_ROWS = 8_192
+
+INLINE = "inline"
+"""Locator of an item whose content stands in the listing itself (texts of tables)."""
+
+
+@dataclass(frozen=True)
+class ListingColumns:
+    """Which carried columns a listing has, and which of them is the content itself.
+
+    Attributes:
+        carried: the store's carried columns, in order.
+        content_column: the carried column that repeats the inline content (e.g. `text`); None if none does.
+    """
+
+    carried: tuple[CarriedColumn, ...] = ()
+    content_column: str | None = None
+
+    @property
+    def listed(self) -> tuple[CarriedColumn, ...]:
+        """The carried columns that are columns of the listing: all but the content itself."""
+        return tuple(column for column in self.carried if column.name != self.content_column)
+
+    @property
+    def listed_names(self) -> tuple[str, ...]:
+        """The names of `listed` as they stand in a listing: prefixed, so that none can clash."""
+        return tuple(f"c_{column.name}" for column in self.listed)
+
+    def schema(self) -> pa.Schema:
+        """Return the listing's schema."""
+        return pa.schema(
+            [
+                pa.field("row", pa.int64(), nullable=False),
+                pa.field("item_id", pa.string(), nullable=False),
+                pa.field("source", pa.string(), nullable=False),
+                pa.field("locator", pa.string(), nullable=False),
+                pa.field("identity", pa.string(), nullable=False),
+                pa.field("problem", pa.string()),
+                pa.field("content", pa.string()),
+                *(pa.field(f"c_{column.name}", column.arrow_type) for column in self.listed),
+            ]
+        )
+
+
+def write_listing(path: Path, columns: ListingColumns, batches: Iterable[pa.RecordBatch]) -> int:
+    """Write a listing's batches, numbering the rows; returns how many there are."""
+    schema = columns.schema()
+    row = 0
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema, options=_compressed()) as writer:
+        for batch in batches:
+            numbers = pa.array(np.arange(row, row + batch.num_rows, dtype=np.int64))
+            arrays = [numbers, *(batch.column(name) for name in schema.names[1:])]
+            writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
+            row += batch.num_rows
+    return row
+
+
+def iterate_listing(path: Path) -> Iterator[pa.RecordBatch]:
+    """Yield a listing's batches in order."""
+    with pa.memory_map(str(path)) as source:
+        reader = pa.ipc.open_file(source)
+        for number in range(reader.num_record_batches):
+            yield reader.get_batch(number)
+
+
+class PlanWriter:
+    """Writes `plan.arrow`: the listing rows to embed, one record batch per shard.
+
+    A worker then reads exactly its shard by number, whatever the format of the source was.
+    """
+
+    def __init__(self, path: Path, columns: ListingColumns) -> None:
+        self._path = path
+        self._schema = columns.schema().append(pa.field("shard", pa.int32(), nullable=False))
+        self._pending: list[pa.RecordBatch] = []
+        self._shard = 0
+        self.shard_rows: list[int] = []
+
+    def __enter__(self) -> PlanWriter:
+        self._sink = pa.OSFile(str(self._path), "wb")
+        self._writer = pa.ipc.new_file(self._sink, self._schema, options=_compressed())
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if kind is None:
+            self._flush()
+        self._writer.close()
+        self._sink.close()
+
+    def add(self, shard: int, rows: pa.RecordBatch) -> None:
+        """Add rows of a shard; shards come in ascending order without gaps."""
+        if shard != self._shard:
+            self._flush()
+            self._shard = shard
+        numbers = pa.array(np.full(rows.num_rows, shard, dtype=np.int32))
+        self._pending.append(pa.RecordBatch.from_arrays([*rows.columns, numbers], schema=self._schema))
+
+    def _flush(self) -> None:
+        if self._pending:
+            table = pa.Table.from_batches(self._pending, schema=self._schema).combine_chunks()
+            (batch,) = table.to_batches()
+            self._writer.write_batch(batch)
+            self.shard_rows.append(batch.num_rows)
+            self._pending = []
+
+
+def read_plan_shard(path: Path, shard: int) -> pa.RecordBatch:
+    """Read one shard's rows of a `plan.arrow`."""
+    with pa.memory_map(str(path)) as source:
+        return pa.ipc.open_file(source).get_batch(shard)
+
+
+def _compressed() -> pa.ipc.IpcWriteOptions:
+    return pa.ipc.IpcWriteOptions(compression="zstd")

@@ -1,0 +1,171 @@
+"""Shard files: written whole under an exclusive name, with their receipt in the footer."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from embedx.core.contracts import ItemFailure
+from embedx.core.errors import StoreError
+from embedx.core.paths import fsync_dir
+from embedx.store import schema as schemas
+
+RECEIPT_KEY = b"embedx.receipt"
+
+FAILURE_SCHEMA = pa.schema(
+    [
+        pa.field("item_id", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("identity", pa.string(), nullable=False),
+        pa.field("stage", pa.string(), nullable=False),
+        pa.field("error", pa.string(), nullable=False),
+        pa.field("message", pa.string(), nullable=False),
+        pa.field("retryable", pa.bool_(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What one shard task did; stored in the shard's footer and returned to the driver (< 2 KB).
+
+    Attributes:
+        run: the run that planned the shard.
+        shard: its number in the run's plan.
+        fingerprint: of the encoder.
+        precision: of the forward pass.
+        rows: vectors in the file.
+        failed: items of the shard that have no vector.
+        failures_file: name of the attempt's failure file in the run's `failures/`; empty without failures.
+        size_bytes: of the file; 0 in the footer, which cannot know it.
+        first_id: smallest id of the file, for Delta's statistics; None without rows.
+        last_id: largest id of the file.
+        seconds: busy seconds per stage.
+        counts: further sums, e.g. tokens, padded tokens, bytes read, truncated texts.
+        runtime: what executed the encoder.
+        host: the worker's host and process.
+    """
+
+    run: str
+    shard: int
+    fingerprint: str
+    precision: str
+    rows: int
+    failed: int
+    failures_file: str = ""
+    size_bytes: int = 0
+    first_id: str | None = None
+    last_id: str | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    runtime: str = ""
+    host: str = ""
+
+    @property
+    def items(self) -> int:
+        """Items of the shard."""
+        return self.rows + self.failed
+
+    def to_json(self) -> str:
+        """Return the footer's text."""
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+
+def write_shard(path: Path, table: pa.Table, receipt: Receipt) -> Receipt:
+    """Create a shard file exclusively and durably: it exists exactly when the shard is done.
+
+    The bytes are finished in memory, written to a private temporary file, synced and linked under the final
+    name. Of two attempts at a shard the first wins; the second returns the winner's receipt.
+
+    Args:
+        path: the final name.
+        table: rows in the store's schema.
+        receipt: what to put in the footer.
+
+    Returns:
+        The receipt of the file that stands there, with its size.
+    """
+    data = encode_shard(table, receipt)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    try:
+        # 0666 less the umask, like any file the user writes: stores are shared between people.
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    fsync_dir(path.parent)
+    return read_receipt(path)
+
+
+def encode_shard(table: pa.Table, receipt: Receipt) -> pa.Buffer:
+    """Return the bytes of a shard file."""
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, table.schema, **schemas.writer_options(table.schema, table.num_rows)) as writer:
+        writer.write_table(table, row_group_size=schemas.ROW_GROUP_ROWS)
+        # As key-value metadata: the schema's own metadata is dropped by store_schema=False.
+        writer.add_key_value_metadata({RECEIPT_KEY.decode(): receipt.to_json()})
+    return sink.getvalue()
+
+
+def read_receipt(path: Path) -> Receipt:
+    """Return the receipt in a shard's footer, with the file's size.
+
+    Raises:
+        StoreError: the file is damaged or was not written by embedx.
+    """
+    try:
+        size = path.stat().st_size
+        metadata = pq.read_metadata(path)
+        fields: dict[str, Any] = json.loads(metadata.metadata[RECEIPT_KEY])
+        receipt = Receipt(**{**fields, "size_bytes": size})
+    except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
+        raise StoreError(f"{path} is not a whole shard file ({error})", "Run embedx verify on the store") from error
+    if metadata.num_rows != receipt.rows:
+        raise StoreError(f"{path} has {metadata.num_rows} rows, its receipt says {receipt.rows}", "Run embedx verify")
+    return receipt
+
+
+def write_failures(path: Path, failures: list[tuple[ItemFailure, str]]) -> None:
+    """Write one attempt's failed items, each with the identity its content had.
+
+    Durable before the shard that names it; an attempt's name is its own, so nothing is overwritten.
+    """
+    rows = [{**failure.to_dict(), "item_id": failure.item_id, "identity": identity} for failure, identity in failures]
+    table = pa.Table.from_pylist(
+        [{name: row[name] for name in FAILURE_SCHEMA.names} for row in rows], schema=FAILURE_SCHEMA
+    )
+    write_arrow(path, table)
+
+
+def write_arrow(path: Path, table: pa.Table) -> None:
+    """Write a table as an Arrow file, atomically and durably."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    try:
+        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    fsync_dir(path.parent)
+
+
+def read_arrow(path: Path) -> pa.Table:
+    """Read an Arrow file whole."""
+    with pa.OSFile(str(path), "rb") as source:
+        return pa.ipc.open_file(source).read_all()
