@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from index_fakes import FakeStore
 
 from embedx.core.digests import file_sha256
 from embedx.core.errors import BusyError, StoreError, UsageError
@@ -20,11 +19,12 @@ from embedx.indexes.choice import choose_index
 from embedx.indexes.search import open_index
 from embedx.indexes.spec import IndexSpec, parse_memory_size
 from embedx.indexes.verification import find_problems
+from tests.indexes.fakes import FakeStore
 
 
 def test_the_folder_is_what_the_design_says(store, build, index_path):
     built = build(store)
-    assert (index_path / "CURRENT").read_text() == "versions/0001\n"
+    assert (index_path / "CURRENT").read_text() == "0001\n"
     version = index_path / "versions" / "0001"
     assert sorted(path.name for path in version.iterdir()) == ["card.json", "ids.parquet", "index.faiss"]
     assert [path.name for path in (index_path / "versions").iterdir()] == ["0001"]
@@ -55,7 +55,7 @@ def test_a_rebuild_is_the_next_version_and_an_open_reader_keeps_its_own(store, b
     reader = open_index(index_path)
     bigger = FakeStore(np.concatenate([store.matrix, store.matrix + 1]))
     build(bigger, metric="l2")
-    assert (index_path / "CURRENT").read_text() == "versions/0002\n"
+    assert (index_path / "CURRENT").read_text() == "0002\n"
     assert (open_index(index_path).count, open_index(index_path).card.metric) == (120, "l2")
     assert reader.count == 60 and len(reader.search(store.matrix[:1], 5).ids[0]) == 5
 
@@ -89,11 +89,12 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 import numpy as np
-from index_fakes import FakeStore
+from tests.indexes.fakes import FakeStore
 from embedx.indexes import audit, build, versions
-import os
+
 audit.SPEED_S = 0.02
 target, name = {"built": (build, "measure_recall"), "named": (versions, "write_atomic")}[sys.argv[3]]
+import os
 setattr(target, name, lambda *a, **k: os.kill(os.getpid(), 9))
 from embedx.indexes.spec import IndexSpec
 build.build_index(FakeStore(np.eye(6)), IndexSpec(Path("s"), Path(sys.argv[1])))
@@ -105,7 +106,7 @@ build.build_index(FakeStore(np.eye(6)), IndexSpec(Path("s"), Path(sys.argv[1])))
 def test_kill_9_leaves_the_current_version_and_the_next_build_cleans_up(store, build, index_path, stage, first):
     if not first:
         build(store)
-    arguments = [sys.executable, "-c", KILLED, str(index_path), os.path.dirname(__file__), stage]
+    arguments = [sys.executable, "-c", KILLED, str(index_path), str(Path(__file__).parents[2]), stage]
     assert subprocess.run(arguments, timeout=60).returncode == -9
     if first:
         with pytest.raises(StoreError, match="not an embedx index"):
@@ -194,7 +195,7 @@ def test_items_in_many_row_groups_are_found_by_row_and_by_id(build, index_path, 
 def test_the_choice_is_flat_within_the_budget():
     choice = choose_index(1_000, 384, 4 * 1_000 * 384)
     assert (choice.factory, choice.memory_bytes) == ("Flat", 1_536_000)
-    with pytest.raises(UsageError, match="needs 0.00 GiB"):
+    with pytest.raises(UsageError, match=r"needs 0.00 GiB"):
         choose_index(1_000, 384, 4 * 1_000 * 384 - 1)
     with pytest.raises(UsageError, match="IVF16,Flat"):
         choose_index(1_000, 384, 2**40, "IVF16,Flat")

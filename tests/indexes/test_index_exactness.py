@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from index_fakes import FakeStore
 
 from embedx.indexes import audit
 from embedx.indexes.build import build_index
@@ -19,6 +18,7 @@ from embedx.indexes.flat import FlatIndex
 from embedx.indexes.metrics import METRICS
 from embedx.indexes.search import open_index
 from embedx.indexes.spec import IndexSpec
+from tests.indexes.fakes import FakeStore
 
 METRIC = st.sampled_from(sorted(METRICS))
 
@@ -58,7 +58,7 @@ def flat(metric, vectors):
     return index
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(problems())
 def test_hits_are_the_best_that_qualify(problem):
     metric, vectors, queries, k, mask = problem
@@ -78,7 +78,7 @@ def test_hits_are_the_best_that_qualify(problem):
         assert (np.diff(hits.scores) <= 0).all(), "nearest first"
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(problems())
 def test_an_item_is_left_out_of_its_own_hits(problem):
     metric, vectors, _, k, mask = problem
@@ -125,6 +125,32 @@ def test_distances_of_equal_vectors_are_exact_in_large_batches(metric):
         assert all(found.rows[0] == row and found.scores[0] == 0 for row, found in enumerate(hits))
     if metric == "cosine":
         assert max(found.scores.max() for found in hits) <= 1.0
+
+
+@pytest.mark.parametrize("filtered", [False, True])
+def test_neighbours_far_from_the_origin_are_in_exact_order(filtered):
+    rng = np.random.default_rng(3)
+    vectors = (rng.standard_normal((3_000, 32)) * 0.5 + 100).astype(np.float32)
+    queries = (rng.standard_normal((20, 32)) * 0.5 + 100).astype(np.float32)
+    mask = rng.random(3_000) < 0.5 if filtered else None
+    exact = brute_force_scores(METRICS["l2"], vectors, queries)
+    if filtered:
+        exact[:, ~mask] = -np.inf
+    for hits, scores in zip(flat(METRICS["l2"], vectors).search(queries, 10, mask), exact):
+        np.testing.assert_array_equal(hits.rows, np.argsort(-scores)[:10])
+        np.testing.assert_allclose(hits.scores, scores[hits.rows], rtol=1e-5)
+
+
+def test_filtered_rows_are_gathered_block_by_block(monkeypatch):
+    monkeypatch.setattr("embedx.indexes.flat.GATHERED_ROWS", 7)
+    rng = np.random.default_rng(3)
+    vectors, queries = rng.standard_normal((90, 4)).astype(np.float32), rng.standard_normal((6, 4)).astype(np.float32)
+    mask = rng.random(90) < 0.6
+    for name, metric in METRICS.items():
+        exact = brute_force_scores(metric, vectors, queries)
+        exact[:, ~mask] = -np.inf
+        for hits, scores in zip(flat(metric, vectors).search(queries, 20, mask), exact):
+            np.testing.assert_array_equal(hits.rows, np.argsort(-scores)[:20], err_msg=name)
 
 
 def test_sift5k_ground_truth(tmp_path):

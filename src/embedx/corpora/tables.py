@@ -222,8 +222,7 @@ def _describe(value: Any) -> str:
 
 
 def _open_binary(path: Path) -> BinaryIO:
-    file = path.open("rb")
-    return gzip.open(file) if path.suffix.lower() == ".gz" else file  # type: ignore[return-value]
+    return gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")  # type: ignore[return-value]
 
 
 @contextmanager

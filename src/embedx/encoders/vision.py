@@ -123,8 +123,8 @@ class ImageTransform:
         if size[0] * size[1] <= _MAX_RESIZED_PIXELS:
             cropped = image.resize(size, method).crop((left, top, right, bottom))
         else:
-            # A ribbon (1 x 16,000 pixels becomes 256 x 4 million): compute the crop's window only. Pillow
-            # takes its place in float32, which moves pixels by 1e-4: good enough for ribbons, not for all.
+            # A ribbon: 1 x 16,000 pixels would become 256 x 4 million. Compute the crop's window only. Not
+            # always, because Pillow takes its place in float32 and may swap its two passes: a grey level or so.
             inside = max(left, 0), max(top, 0), min(right, size[0]), min(bottom, size[1])
             scale_x, scale_y = image.width / size[0], image.height / size[1]
             box = inside[0] * scale_x, inside[1] * scale_y, inside[2] * scale_x, inside[3] * scale_y
@@ -238,7 +238,7 @@ def canary_images() -> list[Image]:
             (disc + (noise & 63), y * 255 // height, 200 - disc),
             ((x * y) >> 4, (x + y) * 2, 255 - ((x * y) >> 5)),
         )[number]
-        images.append(PIL.fromarray(np.stack([c & 255 for c in layers], axis=2).astype(np.uint8), "RGB"))
+        images.append(PIL.fromarray(np.stack([c & 255 for c in layers], axis=2).astype(np.uint8)))
     return images
 
 

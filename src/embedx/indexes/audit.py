@@ -106,11 +106,11 @@ class _ExactRanking:
         """Take the next (m, dim) vectors of the store into account."""
         scores = self._metric.exact_scores(self._queries, vectors)
         start, stop = self._seen, self._seen + len(vectors)
-        query, place = np.nonzero((self._rows >= start) & (self._rows < stop))
-        self._scores[query, place] = scores[query, self._rows[query, place] - start]
         if self._own is not None:
             (query,) = np.nonzero((self._own >= start) & (self._own < stop))
             scores[query, self._own[query] - start] = -np.inf
+        query, place = np.nonzero((self._rows >= start) & (self._rows < stop))
+        self._scores[query, place] = scores[query, self._rows[query, place] - start]
         candidates = np.concatenate([self._best, scores], axis=1)
         self._best = np.partition(candidates, -K, axis=1)[:, -K:]
         self._longest = max(self._longest, float(np.linalg.norm(vectors.astype(np.float64), axis=1).max()))

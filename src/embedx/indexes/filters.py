@@ -59,7 +59,8 @@ def select_rows(items: Items, where: str) -> np.ndarray:
 
 def _broken(items: Items, where: str, why: str) -> UsageError:
     columns = ", ".join(["item_id", *items.columns])
+    problem = " ".join(why.split("\n")[0].split()).rstrip(" .!")
     return UsageError(
-        f"--where {where!r} cannot be evaluated: {' '.join(why.split(chr(10))[0].split())}",
+        f"--where {where!r} cannot be evaluated: {problem}",
         f"Write a DuckDB condition over the columns {columns}, e.g. \"item_id LIKE 'a%'\"",
     )

@@ -12,6 +12,15 @@ from embedx.core.errors import StoreError
 from embedx.core.threads import cpu_quota
 from embedx.indexes.metrics import Metric
 
+BLAS_QUERIES = 4
+"""From so many queries on, a matrix product is faster than a loop. FAISS itself waits for 128,000 values (333
+queries of 384), and there it took 1,945 ms instead of 124 for 100,000 vectors on two cores."""
+
+SPARE_HITS = 16
+"""Distances from a matrix product are rough: so many more are fetched before the hits are put in exact order."""
+
+GATHERED_ROWS = 16_384
+
 
 @dataclass(frozen=True)
 class Neighbours:
@@ -126,20 +135,37 @@ class FlatIndex:
         if len(queries) == 0:
             return []
         queries = self.metric.prepare(queries)
-        available = self.count if mask is None else int(np.count_nonzero(mask))
-        wanted = min(k + (leave_out is not None), available)
+        qualified = None if mask is None else np.flatnonzero(mask)
+        available = self.count if qualified is None else len(qualified)
+        spare = (leave_out is not None) + (SPARE_HITS if self.metric.by_distance else 0)
+        wanted = min(k + spare, available)
         if wanted < 1:
             return [Neighbours(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in queries]
-        parameters = None
-        if mask is not None:
-            # faiss wraps both constructors at import, which its stubs do not know.
-            bitmap = faiss.IDSelectorBitmap(np.packbits(mask, bitorder="little"))  # type: ignore[call-arg, arg-type]
-            parameters = faiss.SearchParameters(sel=bitmap)  # type: ignore[call-arg]
         # Per call: the setting is per thread, and a Dask worker starts with OMP_NUM_THREADS=1.
         faiss.omp_set_num_threads(cpu_quota())
-        values, rows = self._index.search(queries, wanted, params=parameters)
+        faiss.cvar.distance_compute_blas_threshold = BLAS_QUERIES * self.dim
+        if qualified is None:
+            values, rows = self._index.search(queries, wanted)
+        else:
+            values, rows = self._search_among(qualified, queries, wanted)
         own = np.full(len(queries), -1) if leave_out is None else leave_out
         return [self._neighbours(*found, k) for found in zip(queries, values, rows, own)]
+
+    def _search_among(self, qualified: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Search some rows, gathered block by block.
+
+        An IDSelector would give the same hits, but it keeps FAISS from using BLAS: 333 queries over half of
+        100,000 x 384 took 916 ms with it and 74 ms gathered; single queries cost the same.
+        """
+        import faiss
+
+        best = faiss.ResultHeap(len(queries), k, keep_max=not self.metric.by_distance)
+        for start in range(0, len(qualified), GATHERED_ROWS):
+            rows = qualified[start : start + GATHERED_ROWS]
+            values, places = faiss.knn(queries, self.vectors(rows), min(k, len(rows)), metric=self._index.metric_type)
+            best.add_result(values, rows[places])
+        best.finalize()
+        return best.D, best.I
 
     def _neighbours(self, query: np.ndarray, values: np.ndarray, rows: np.ndarray, own: int, k: int) -> Neighbours:
         kept = (rows >= 0) & (rows != own)  # FAISS pads with -1

@@ -104,11 +104,12 @@ class Items:
 
     def row_of(self, item_id: str) -> int | None:
         """Return an item's row, or None."""
+        wanted = _text(item_id)
         for group, start in enumerate(self._starts[:-1]):
             statistics = self._file.metadata.row_group(group).column(0).statistics
             if statistics is not None and statistics.has_min_max and not statistics.min <= item_id <= statistics.max:
                 continue
-            position = pc.index(self._read_group(group, ("item_id",)).column(0), item_id).as_py()
+            position = pc.index(self._read_group(group, ("item_id",)).column(0), wanted).as_py()
             if position >= 0:
                 return int(start) + int(position)
         return None
@@ -133,8 +134,16 @@ class Items:
             raise StoreError(f"{self.path} is damaged ({error})", "Build the index again with embedx index") from error
 
 
+# Through buffers: pa.array and pa.scalar would import pandas (0.2 s) where it is installed.
+
+
+def _text(value: str) -> pa.Scalar:
+    data = value.encode()
+    ends = np.array([0, len(data)], dtype=np.int32)
+    return pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(ends), pa.py_buffer(data)])[0]
+
+
 def _positions(values: np.ndarray) -> pa.Array:
-    # Through the buffer: pa.array would import pandas (0.2 s) where it is installed.
     values = np.ascontiguousarray(values, dtype=np.int64)
     return pa.Array.from_buffers(pa.int64(), len(values), [None, pa.py_buffer(values)])
 

