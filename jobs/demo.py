@@ -53,7 +53,9 @@ def extract(name: str, store: Path) -> bool:
 def main() -> None:
     """Run the demo."""
     started = time.monotonic()
-    print("embedx demo: docstrings of the installed Python packages, encoder all-MiniLM-L6-v2, everything on this machine")
+    print(
+        "embedx demo: docstrings of the installed Python packages, encoder all-MiniLM-L6-v2, everything on this machine"
+    )
     if not (CORPUS / "heldout.jsonl").exists():
         print("\n1. The corpus: docstrings with the package they come from")
         counts = docstrings.build(CORPUS, per_package=300)

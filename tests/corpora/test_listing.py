@@ -86,7 +86,7 @@ def broken(tmp_path, name, data):
     ("name", "data", "said"),
     [
         ("a.jsonl", b'{"id": 1, "text": "x"}\n{"id": 2, "text": \n', "a.jsonl:2 is not valid JSON"),
-        ("a.jsonl", b'[1]\n', "a.jsonl:1 is not a JSON object but a list"),
+        ("a.jsonl", b"[1]\n", "a.jsonl:1 is not a JSON object but a list"),
         ("a.jsonl", b'{"id": 1, "text": "x"}\n{"text": "y"}\n', "a.jsonl:2 has no id"),
         ("a.jsonl", b'{"id": 1, "text": "x"}\n{"id": true, "text": "y"}\n', "a.jsonl:2 has no id"),
         ("a.jsonl", '{"text": "é"}'.encode("latin1"), "a.jsonl:1 is not UTF-8"),
@@ -147,7 +147,9 @@ def test_empty_folders_are_errors(tmp_path):
 
 def test_image_tables(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"x")
-    path = write(tmp_path / "t.csv", [{"id": "1", "pic": "a.jpg"}, {"id": "2", "pic": "gone.jpg"}, {"id": "3", "pic": ""}])
+    path = write(
+        tmp_path / "t.csv", [{"id": "1", "pic": "a.jpg"}, {"id": "2", "pic": "gone.jpg"}, {"id": "3", "pic": ""}]
+    )
     rows, corpus = rows_of(path, image_column="pic")
     assert corpus.kind == "image" and rows[0]["locator"] == str(tmp_path / "a.jpg") and rows[0]["problem"] is None
     assert "No such file" in rows[1]["problem"] and "holds no path" in rows[2]["problem"]

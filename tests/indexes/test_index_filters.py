@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.indexes.fakes import FakeStore
 
 from embedx.core.errors import UsageError
 from embedx.indexes.filters import select_rows
 from embedx.indexes.items import ItemsWriter, open_items
 from embedx.indexes.search import open_index
-from tests.indexes.fakes import FakeStore
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_an_empty_result_is_an_error(found):
         select_rows(found, "size > 1000")
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.sets(st.integers(0, 39), min_size=1), st.integers(1, 50), st.randoms(use_true_random=False))
 def test_filtered_search_is_brute_force_over_what_is_left(tmp_path_factory, chosen, k, random):
     seed = random.randint(0, 9)

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import typer
+from tests.indexes.fakes import FakeSession, FakeStore
 from typer.testing import CliRunner
 
 from embedx.cli import index as index_command
@@ -21,7 +22,6 @@ from embedx.indexes.spec import IndexSpec
 from embedx.steps import index as index_step
 from embedx.steps import search as search_step
 from embedx.steps.search import SearchSpec, search_index
-from tests.indexes.fakes import FakeSession, FakeStore
 
 
 @pytest.fixture
@@ -261,6 +261,9 @@ def test_search_command(run, built, store, tmp_path):
     assert len(lines) == 12 and lines[0].startswith(" 1  ")
     starts = {line.index("text number") for line in lines}
     assert len(starts) == 1, "columns are aligned"
+    hits = [{"id": "a/1.jpg", "score": 0.5, "path": "/data/a/1.jpg", "label": "a"}]
+    (line,) = search_command.summary({"hits": hits})
+    assert line == "1    0.5000  a/1.jpg  a", "a path that repeats the id is noise"
     path = tmp_path / "q.txt"
     path.write_text("\n".join(as_text(vector) for vector in store.matrix[:25]))
     text = run("search", built, "--queries", path, "-k", 2, "--out", tmp_path / "h.parquet")

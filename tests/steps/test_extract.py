@@ -18,7 +18,10 @@ from tests.conftest import SUPPORT, write_jsonl
 def texts(count, seed=0):
     rng = random.Random(seed)
     words = "red green blue cat dog house invert matrix table music rain sun quick slow north river".split()
-    return [{"id": f"t{n:05d}", "text": " ".join(rng.choices(words, k=rng.randint(2, 40))), "k": str(n % 3)} for n in range(count)]
+    return [
+        {"id": f"t{n:05d}", "text": " ".join(rng.choices(words, k=rng.randint(2, 40))), "k": str(n % 3)}
+        for n in range(count)
+    ]
 
 
 def content(store):

@@ -41,7 +41,9 @@ def encoders(
         output.show_report({"encoders": listed}, as_json, lines)
         return
     if action != "show" or ref is None:
-        raise UsageError(f"embedx encoders {action} {ref or ''}".rstrip() + " is no command", "embedx encoders show REF")
+        raise UsageError(
+            f"embedx encoders {action} {ref or ''}".rstrip() + " is no command", "embedx encoders show REF"
+        )
     card = open_encoder(parse_ref(ref, weights)).card
     shown = {key: value for key, value in card.to_dict().items() if key != "spec"}
     keys = ("ref", "modality", "dim", "parameters", "flops", "input", "normalized", "licence", "weights_from")

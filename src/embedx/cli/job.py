@@ -68,7 +68,9 @@ def run(
         report = json.loads(captured.getvalue())
         reports.append({"use": name, "report": report})
         if status:
-            output.show_report({"job": str(job), "steps": reports}, as_json, [f"step {number} ({name}) ended with {status}"])
+            output.show_report(
+                {"job": str(job), "steps": reports}, as_json, [f"step {number} ({name}) ended with {status}"]
+            )
             return int(status)
         if not as_json:
             output.show_report({}, False, [f"{number}/{len(steps)} {name}: {summarise(report)}"])

@@ -24,7 +24,7 @@ embedx search indexes/clinc --id train.jsonl#17 --json
 embedx search indexes/clinc --queries questions.txt --out hits.parquet
 """
 
-MAX_ID = 40
+MAX_ID = 80
 """Longer ids are cut in the human output, never in JSON or Parquet."""
 
 MAX_QUERIES_SHOWN = 20
@@ -89,9 +89,9 @@ def summary(report: Report) -> Iterator[str]:
 
 
 def _hit_lines(hits: list[dict[str, Any]], width: int) -> Iterator[str]:
-    """Yield one aligned line per hit: rank, score, id, columns; a column that repeats the id is left out."""
+    """Yield one aligned line per hit: rank, score, id, columns; one that repeats the id (a path) is left out."""
     columns = [name for name in (hits[0] if hits else {}) if name not in ("id", "score")]
-    columns = [name for name in columns if any(str(hit[name]) != hit["id"] for hit in hits)]
+    columns = [name for name in columns if not all(str(hit[name]).endswith(hit["id"]) for hit in hits)]
     # Short columns (labels) first and aligned, so that long ones (texts) can use the rest of the line.
     cells = {name: [_one_line(hit[name]) for hit in hits] for name in columns}
     columns.sort(key=lambda name: max(map(len, cells[name])))

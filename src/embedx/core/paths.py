@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +21,28 @@ def cache_dir() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "embedx"
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a private name to write to; on a clean exit it becomes `path`, whole and durable, else it is deleted.
+
+    The file has the mode of any file that the user writes: artefacts are shared between people.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    fsync_dir(path.parent)
+
+
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file so that it is there whole or not at all, and survives a power cut."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    fsync_dir(path.parent)
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def fsync_dir(path: Path) -> None:

@@ -71,6 +71,7 @@ def load_features(spec: EncoderSpec) -> ImageFeatures:
     from torchvision import models
 
     from embedx.encoders.checkpoints import fetch_once, fit_state_dict, read_state_dict
+    from embedx.encoders.image_module import PooledNode
 
     choices = models.get_model_weights(spec.name)
     if spec.weights is None:
@@ -94,6 +95,8 @@ def load_features(spec: EncoderSpec) -> ImageFeatures:
     if spec.name.startswith("densenet"):
         state = {_densenet_name(name): tensor for name, tensor in state.items()}
     fit_state_dict(module, state, unused, f"{path} for {spec.ref}")
+    if spec.layer is not None:
+        module = PooledNode(module, pooling)
     return ImageFeatures(
         module=module,
         transform=_transform(published).with_overrides(spec.preprocess),
@@ -160,18 +163,17 @@ def _cut_at_layer(model: nn.Module, spec: EncoderSpec) -> tuple[nn.Module, str, 
     from torchvision.models import SwinTransformer
     from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
-    from embedx.encoders.image_module import PooledNode
-
     layer = str(spec.layer)
     nodes = get_graph_node_names(model)[1]
-    if not any(node == layer or node.startswith(f"{layer}.") for node in nodes):
-        near = difflib.get_close_matches(layer, nodes, n=3)
-        hint = f"Did you mean {' or '.join(near)}?" if near else f"The last ones are {', '.join(nodes[-5:])}"
+    parts = [node.split(".") for node in nodes]
+    layers = list(dict.fromkeys(".".join(part[:depth]) for part in parts for depth in range(1, len(part) + 1)))
+    if layer not in layers:
+        near = difflib.get_close_matches(layer, layers, n=3)
+        hint = f"Did you mean {' or '.join(near)}?" if near else f"The last ones are {', '.join(layers[-5:])}"
         raise UsageError(f"{spec.ref} has no layer {layer!r}", hint)
     if isinstance(model, SwinTransformer):
         raise EncoderError(
             f"--layer is not supported for {spec.ref} yet: its maps are not (n, channels, height, width)",
             "Leave --layer out to get the pooled vector",
         )
-    pooling = spec.pooling or "avg"
-    return PooledNode(create_feature_extractor(model, {layer: "node"}), pooling), layer, pooling
+    return create_feature_extractor(model, {layer: "node"}), layer, spec.pooling or "avg"

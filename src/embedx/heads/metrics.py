@@ -84,9 +84,7 @@ class Scores:
         """Return the report keys beside `metrics`."""
         return {
             "per_class": [score.to_dict() for score in self.per_class],
-            "confusions": [
-                {"label": label, "predicted": predicted, "n": n} for label, predicted, n in self.confusions
-            ],
+            "confusions": [{"label": label, "predicted": predicted, "n": n} for label, predicted, n in self.confusions],
             "unseen": self.unseen,
         }
 
@@ -138,9 +136,7 @@ class Tally:
         return _scores(true, predicted, np.concatenate(self._probability), self._names, self._n_known)
 
 
-def _scores(
-    true: np.ndarray, predicted: np.ndarray, probability: np.ndarray, names: list[str], n_known: int
-) -> Scores:
+def _scores(true: np.ndarray, predicted: np.ndarray, probability: np.ndarray, names: list[str], n_known: int) -> Scores:
     n, n_names = len(true), len(names)
     right = true == predicted
     support = np.bincount(true, minlength=n_names)

@@ -37,7 +37,9 @@ class HeadSpec:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise UsageError(f"--kind {self.kind!r} is not one of {', '.join(KINDS)}", f"Pass one of: {', '.join(KINDS)}")
+            raise UsageError(
+                f"--kind {self.kind!r} is not one of {', '.join(KINDS)}", f"Pass one of: {', '.join(KINDS)}"
+            )
         if not 0 <= self.test_size < 1:
             raise UsageError(
                 f"--test-size {self.test_size:g} is not a share of the rows",

@@ -67,11 +67,9 @@ class Session:
         return result.vectors, result.failures
 
     def _require(self, modality: str) -> None:
-        if self.card.modality != modality:
-            raise EncoderError(
-                f"{self.card.ref} embeds {self.card.modality}s, not {modality}s",
-                f"Query with an {self.card.modality}" if self.card.modality == "image" else "Query with a text",
-            )
+        own = self.card.modality
+        if own != modality:
+            raise EncoderError(f"{self.card.ref} embeds {own}s, not {modality}s", f"Give it {own}s")
 
     def canary_vectors(self) -> np.ndarray:
         """Return (m, dim) float32: today's vectors of the encoder's canary items.

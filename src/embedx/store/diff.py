@@ -118,12 +118,8 @@ class Diff:
         order = "ASC" if keep != "last" else "DESC"
         self._create_current(identities)
         self._create_failed(known_failures, retry_failed)
-        differs = " OR ".join(
-            [
-                "w.source IS DISTINCT FROM s.source",
-                *(f'w."c_{column.name}" IS DISTINCT FROM s."{column.name}"' for column in self._columns.listed),
-            ]
-        )
+        compared = ["source", *self._columns.listed_names]
+        differs = " OR ".join(f'w."{name}" IS DISTINCT FROM s."{name}"' for name in compared)
         self._do(
             f"""CREATE TEMP TABLE decision AS
             WITH w AS (
@@ -131,7 +127,7 @@ class Diff:
                 QUALIFY row_number() OVER (PARTITION BY item_id ORDER BY row {order}) = 1
             )
             SELECT w.row, w.item_id, w.source, w.identity{self._listed("w.")},
-                s.path AS old_path, s.digest AS old_digest, ({differs}) AS differs,
+                s.old_path, s.digest AS old_digest, ({differs}) AS differs,
                 CASE WHEN s.item_id IS NULL AND f.identity = w.identity THEN 'failed_before'
                      WHEN s.item_id IS NULL THEN 'new'
                      WHEN s.identity IS DISTINCT FROM w.identity THEN 'changed'
@@ -141,11 +137,10 @@ class Diff:
         )
 
     def _create_current(self, identities: list[Path]) -> None:
-        carried = "".join(f', "{column.name}"' for column in self._columns.listed)
         if not self._snapshot.files:
-            nulls = "".join(f', NULL AS "{column.name}"' for column in self._columns.listed)
+            nulls = "".join(f", {null}" for null in self._nulls())
             self._do(
-                f"""CREATE TEMP TABLE current AS SELECT '' AS item_id, '' AS source, '' AS digest, '' AS path,
+                f"""CREATE TEMP TABLE current AS SELECT '' AS item_id, '' AS source, '' AS digest, '' AS old_path,
                     '' AS identity{nulls} WHERE false"""
             )
             return
@@ -155,11 +150,12 @@ class Diff:
             pa.table(
                 {
                     "filename": [str(root / file.path) for file in self._snapshot.files],
-                    "path": [file.path for file in self._snapshot.files],
+                    "old_path": [file.path for file in self._snapshot.files],
                 }
             ),
         )
         names = [str(root / file.path) for file in self._snapshot.files]
+        carried = "".join(f', r."{column.name}" AS "c_{column.name}"' for column in self._columns.listed)
         identity, join = "r.digest", ""
         if identities:
             self._union("identity_log", identities, "item_id, identity")
@@ -168,7 +164,7 @@ class Diff:
                                  FROM identity_log GROUP BY item_id) i USING (item_id)"""
         self._do(
             f"""CREATE TEMP TABLE current AS
-                SELECT r.item_id, r.source, r.digest, n.path, {identity} AS identity{carried}
+                SELECT r.item_id, r.source, r.digest, n.old_path, {identity} AS identity{carried}
                 FROM read_parquet(?, filename = true) r JOIN file_names n USING (filename) {join}""",
             [names],
         )
@@ -278,7 +274,7 @@ class Diff:
         """Call removed what the store has of these sources and the listing has not; returns how many."""
         self._con.register("listed_sources", pa.table({"source": pa.array(sources, pa.string())}))
         self._do(
-            """CREATE TEMP TABLE removed AS SELECT item_id, path FROM current
+            """CREATE TEMP TABLE removed AS SELECT item_id, old_path AS path FROM current
                WHERE source IN (SELECT source FROM listed_sources) AND item_id NOT IN (SELECT item_id FROM decision)"""
         )
         return self._scalar("SELECT count(*) FROM removed")
@@ -302,9 +298,7 @@ class Diff:
         Returns:
             Table (path, item_id, update, source, carried...); a row without `update` is dropped.
         """
-        nulls = "".join(
-            f', CAST(NULL AS {_DUCK_TYPES[column.type]}) AS "c_{column.name}"' for column in self._columns.listed
-        )
+        nulls = "".join(f", {null}" for null in self._nulls())
         has_removed = self._scalar("SELECT count(*) FROM duckdb_tables() WHERE table_name = 'removed'")
         parts = [
             f"""SELECT old_path AS path, item_id, kind = 'updated' AS update, source{self._listed()} FROM decision
@@ -348,6 +342,9 @@ class Diff:
             """SELECT o.* FROM old_failures o LEFT JOIN decision d USING (item_id)
                WHERE d.kind IS NULL OR d.kind = 'failed_before'"""
         ).to_arrow_table()
+
+    def _nulls(self) -> list[str]:
+        return [f'CAST(NULL AS {_DUCK_TYPES[column.type]}) AS "c_{column.name}"' for column in self._columns.listed]
 
     def _scalar(self, query: str) -> int:
         ((value,),) = self._do(query)

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from embedx.core.contracts import ItemFailure
 from embedx.core.errors import StoreError
-from embedx.core.paths import fsync_dir
+from embedx.core.paths import fsync_dir, replacing
 from embedx.store import schema as schemas
 
 RECEIPT_KEY = b"embedx.receipt"
@@ -152,17 +152,12 @@ def write_failures(path: Path, failures: list[tuple[ItemFailure, str]]) -> None:
 
 def write_arrow(path: Path, table: pa.Table) -> None:
     """Write a table as an Arrow file, atomically and durably."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
-    try:
-        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    fsync_dir(path.parent)
+    with (
+        replacing(path) as temporary,
+        pa.OSFile(str(temporary), "wb") as sink,
+        pa.ipc.new_file(sink, table.schema) as writer,
+    ):
+        writer.write_table(table)
 
 
 def read_arrow(path: Path) -> pa.Table:
