@@ -104,7 +104,7 @@ class Tally:
         self._predicted: list[np.ndarray] = []
         self._probability: list[np.ndarray] = []
 
-    def add(self, labels: Sequence[str], probabilities: np.ndarray) -> None:
+    def add(self, labels: Sequence[str] | np.ndarray, probabilities: np.ndarray) -> None:
         """Add rows.
 
         Args:

@@ -190,7 +190,7 @@ def sweep_c(
     codes: np.ndarray,
     folds: np.ndarray,
     n_threads: int = 1,
-    on_fits: Callable[[int], None] = lambda n: None,
+    on_round: Callable[[int], None] = lambda n: None,
 ) -> Sweep:
     """Choose C by cross-validated log loss.
 
@@ -202,7 +202,7 @@ def sweep_c(
         codes: (n,) int classes.
         folds: (n,) int, from `plan_folds`.
         n_threads: folds fitted at a time.
-        on_fits: called with the number of fits that were finished.
+        on_round: called with how many values of C were tried so far.
 
     Raises:
         ValueError: no fold has two classes to train on and a row to judge by.
@@ -216,8 +216,8 @@ def sweep_c(
         while steps := next_steps({step: point.log_loss for step, point in curve.items()}):
             for part in [pool.submit(part.evaluate, steps) for part in parts]:
                 part.result()
-                on_fits(len(steps))
             curve.update({step: _point(step, parts) for step in steps})
+            on_round(len(curve))
     best = best_step({step: point.log_loss for step, point in curve.items()})
     return Sweep(
         c=c_of(best),

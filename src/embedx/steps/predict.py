@@ -1,0 +1,135 @@
+"""The step `predict`: a head names the class of every vector of a store."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from threadpoolctl import threadpool_limits
+
+from embedx.core.errors import StoreError, UsageError
+from embedx.core.paths import fsync_dir
+from embedx.core.reports import Progress, ProgressHook, Report, no_progress
+from embedx.core.threads import cpu_quota, plan_threads
+from embedx.heads.head import Head, open_head
+from embedx.steps.vectors import check_finite, open_filled_store
+from embedx.store.reader import Store
+
+SCHEMA = pa.schema(
+    [
+        pa.field("item_id", pa.string(), nullable=False),
+        pa.field("prediction", pa.string(), nullable=False),
+        pa.field("probability", pa.float32(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class PredictSpec:
+    """What to predict.
+
+    Attributes:
+        store: the store.
+        head: the head.
+        out: the Parquet file to write; an older one is replaced.
+    """
+
+    store: Path
+    head: Path
+    out: Path
+
+    def __post_init__(self) -> None:
+        if self.out.suffix.lower() != ".parquet":
+            raise UsageError(f"--out {self.out} is no name of a Parquet file", f"Pass e.g. {self.out.stem}.parquet")
+        if self.out.is_dir():
+            raise UsageError(f"--out {self.out} is a folder", "Pass the name of a file, e.g. predictions.parquet")
+
+
+def predict_store(spec: PredictSpec, progress: ProgressHook = no_progress) -> Report:
+    """Predict every row of a store, in its order, with the memory of one batch.
+
+    Args:
+        spec: which head on which store, and where to.
+        progress: is told how many rows are done.
+
+    Raises:
+        FingerprintMismatchError: store and head belong to different encoders.
+        StoreError: no store, no head, or the file cannot be written.
+    """
+    started = time.monotonic()
+    store, head = open_filled_store(spec.store), open_head(spec.head)
+    head.check_encoder(store.card, str(spec.store))
+    state = Progress("predict", total=store.count)
+    counts: Counter[str] = Counter()
+    with (
+        threadpool_limits(limits=plan_threads(cpu_quota()).blas),
+        _replacing(spec.out) as path,
+        pq.ParquetWriter(path, SCHEMA.with_metadata(_provenance(store, head)), compression="zstd") as writer,
+    ):
+        for batch, vectors in store.iterate_batches():
+            ids = batch.column("item_id")
+            check_finite(store.path, ids.to_numpy(zero_copy_only=False), vectors)
+            labels, probabilities = head.predict(vectors)
+            counts.update(labels)
+            writer.write_batch(
+                pa.RecordBatch.from_arrays(
+                    [ids.cast(pa.string()), pa.array(labels, pa.string()), pa.array(probabilities)],
+                    schema=writer.schema,
+                )
+            )
+            state.done += len(vectors)
+            progress(state)
+    return {
+        "out": str(spec.out),
+        "n": state.done,
+        "head": str(spec.head),
+        "store": {"path": str(spec.store), "version": store.version, "count": store.count},
+        "kind": head.card.kind,
+        "counts": {label: counts[label] for label in head.classes},
+        "bytes": spec.out.stat().st_size,
+        "encoder": {key: head.card.encoder[key] for key in ("ref", "fingerprint", "precision")},
+        "seconds": round(time.monotonic() - started, 3),
+    }
+
+
+def _provenance(store: Store, head: Head) -> dict[str, str]:
+    """The file's key-value metadata: what a prediction came from, wherever the file goes."""
+    return {
+        "embedx.store": str(store.path),
+        "embedx.store_version": str(store.version),
+        "embedx.head": str(head.path),
+        "embedx.head_sha256": head.card.files["head.skops"]["sha256"],
+        "embedx.fingerprint": head.card.encoder["fingerprint"],
+    }
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary name; the file gets its own once it is complete and durable, else it is removed."""
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+        fsync_dir(path.parent)
+    except OSError as error:
+        raise StoreError(
+            f"{path} cannot be written ({error.strerror or error})", "Check the disk and the permissions"
+        ) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)

