@@ -40,7 +40,9 @@ def main() -> None:
         store = home / "store"
         ours = [sys.executable, "-m", "embedx", "extract", str(home / "texts.jsonl"), "--encoder", "minilm"]
         contestants = [
-            Contestant("sentence-transformers script", [sys.executable, str(home / "peer.py"), str(home / "texts.jsonl")]),
+            Contestant(
+                "sentence-transformers script", [sys.executable, str(home / "peer.py"), str(home / "texts.jsonl")]
+            ),
             Contestant(
                 "embedx extract",
                 [*ours, "--out", str(store)],

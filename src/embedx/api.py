@@ -10,7 +10,7 @@ from embedx.core.reports import ProgressHook, Report, no_progress
 from embedx.core.specs import CorpusSpec, EncoderSpec, ExtractSpec, FailureLimit, Resources
 from embedx.encoders.registry import parse_ref
 from embedx.steps.encoding import Session, open_encoder_session
-from embedx.store.reader import Store, open_store
+from embedx.store.reader import open_store
 
 __all__ = ["extract", "fit_head", "index", "load_encoder", "open_head", "open_index", "open_store"]
 
@@ -106,7 +106,7 @@ def fit_head(store: PathLike, label: str, out: PathLike, **options: Any) -> Repo
 
 def open_head(path: PathLike) -> Any:
     """Open a head: `.predict(vectors)`, `.predict_proba(vectors)`, `.classes`, `.card`."""
-    from embedx.heads.store import open_head as open_
+    from embedx.heads.head import open_head as open_
 
     return open_(Path(path))
 

@@ -6,6 +6,7 @@ import shutil
 import pyarrow.parquet as pq
 import pytest
 
+
 @pytest.fixture
 def store(support_store, tmp_path):
     return shutil.copytree(support_store, tmp_path / "store")

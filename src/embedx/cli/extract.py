@@ -147,7 +147,8 @@ def summary_lines(report: Report) -> Iterator[str]:
     """Say what an extraction did."""
     items, encoder = report["items"], report["encoder"]
     if report["run"] is None:
-        yield f"nothing to do: {items['unchanged']:,} items of {report['out']} are up to date (version {report['version']})"
+        state = f"{items['unchanged']:,} items of {report['out']} are up to date (version {report['version']})"
+        yield f"nothing to do: {state}"
     else:
         done = f"{items['embedded']:,} embedded"
         more = [f"{items[name]:,} {name}" for name in ("failed", "updated", "removed", "unchanged") if items[name]]
@@ -170,7 +171,8 @@ def summary_lines(report: Report) -> Iterator[str]:
 def dry_run_lines(report: Report) -> Iterator[str]:
     """Say what an extraction would do."""
     items = report["items"]
-    yield f"{items['listed']:,} {report['kind']}s listed: {items['planned']:,} to embed, {items['unchanged']:,} unchanged"
+    counted = f"{items['planned']:,} to embed, {items['unchanged']:,} unchanged"
+    yield f"{items['listed']:,} {report['kind']}s listed: {counted}"
     yield (
         f"{report['shards']['planned']} shards ({report['shards']['reused']} finished already), "
         f"{output.format_bytes(report['vector_bytes'])} of raw vectors, columns: {', '.join(report['columns']) or 'none'}"
@@ -184,4 +186,4 @@ def _ignored_lines(report: Report) -> Iterator[str]:
         yield f"ignored: {kinds}"
     if report["positional_ids"]:
         sources = ", ".join(report["positional_ids"])
-        yield f"warning: ids of {sources} are row numbers: inserting a row shifts them; name an --id-column if there is one"
+        yield f"warning: ids of {sources} are row numbers, which an inserted row shifts; name an --id-column if there is one"

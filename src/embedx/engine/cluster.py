@@ -98,7 +98,7 @@ def _local(resources: Resources) -> Iterator[Cluster]:
             threads_per_worker=TASKS_PER_WORKER,
             processes=True,
             memory_limit=int(memory_quota_bytes() * 0.9 / workers),
-            dashboard_address=None,
+            dashboard_address=":0",
             silence_logs=logging.CRITICAL,
         ) as cluster,
         Client(cluster, set_as_default=False) as client,

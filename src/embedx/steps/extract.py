@@ -313,7 +313,7 @@ def _publish(run: _Run) -> int:
     if not spec.max_failures.allows(failed, plan.planned):
         raise TooManyFailuresError(
             f"{failed:,} of {plan.planned:,} items failed, --max-failures is {spec.max_failures} ({_reasons(failures)})",
-            f"Nothing was published, everything is kept: mend the items, or run it again with --max-failures {failed}",
+            f"Nothing was published, all is kept: mend the items, or run it again with --max-failures {failed}",
         )
     new = _new_files(run)
     if not new and not plan.snapshot.files:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import platform
 import secrets
 import socket
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +20,10 @@ import pyarrow.parquet as pq
 
 from embedx.core.contracts import Broken, ItemFailure
 from embedx.core.errors import EncoderError
+from embedx.core.paths import cached_json, remember_json
 from embedx.core.threads import cpu_quota
 from embedx.corpora.content import read_image
-from embedx.inference.gates import measure_fidelity, passes_gate
+from embedx.inference.gates import Fidelity, measure_fidelity, passes_gate
 from embedx.inference.pipeline import Clock, Embedded
 from embedx.inference.runtimes import machine_has_bf16
 from embedx.steps.encoding import Session, close_session, shared_session
@@ -293,23 +297,44 @@ def preflight(job: ShardJob, asked: str) -> Preflight:
         if asked == "bf16":
             return _flown(job, open_at("fp32"), "bf16", "as asked; computed in fp32, this machine has no bf16")
         return _flown(job, open_at("fp32"), "fp32", "this machine has no bf16")
-    exact, fast = open_at("fp32"), open_at("bf16")
-    vectors, reference = _sample(job, fast), _sample(job, exact)
+    fast = open_at("bf16")
+    measured = _measure_bf16(job, fast, open_at)
+    if asked == "auto" and not passes_gate(measured.fidelity, "bf16"):
+        close_session(fast)
+        return _flown(job, open_at("fp32"), "fp32", f"bf16 misses its gate {measured.describe()}")
+    why = f"bf16 passes its gate {measured.describe()}" if asked == "auto" else f"as asked; {measured.describe()}"
+    return _flown(job, fast, "bf16", why)
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What bf16 costs an encoder on a sample of the corpus."""
+
+    fidelity: Fidelity
+    items: int
+
+    def describe(self) -> str:
+        return f"on {self.items} items, {self.fidelity.describe()}"
+
+
+def _measure_bf16(job: ShardJob, fast: Session, open_at: Callable[[str], Session]) -> _Measured:
+    """Compare bf16 with fp32 on the first items; remembered, for the same items give the same answer here."""
+    rows = read_plan_shard(job.layout.file("plan.arrow"), 0).slice(0, SAMPLE_ITEMS)
+    sample = rows.column("identity").to_pylist()
+    runtime = fast.embedder.runtime
+    key = ["bf16", job.fingerprint, runtime.name, version(runtime.name), platform.processor(), cpu_quota(), sample]
+    if known := cached_json("gates", key):
+        return _Measured(Fidelity(**known["fidelity"]), known["items"])
+    exact = open_at("fp32")
+    vectors = _embed_rows(job, fast, rows, Clock())[0].vectors
+    reference = _embed_rows(job, exact, rows, Clock())[0].vectors
     if len(reference) == 0 or len(vectors) != len(reference):
         vectors, reference = fast.canary_vectors(), exact.canary_vectors()
-    fidelity = measure_fidelity(vectors, reference)
-    said = f"on {len(reference)} items, {fidelity.describe()}"
-    exact_is_enough = asked == "auto" and not passes_gate(fidelity, "bf16")
-    chosen, unused = (exact, fast) if exact_is_enough else (fast, exact)
-    close_session(unused)
-    if exact_is_enough:
-        return _flown(job, chosen, "fp32", f"bf16 misses its gate {said}")
-    return _flown(job, chosen, "bf16", f"bf16 passes its gate {said}" if asked == "auto" else f"as asked; {said}")
-
-
-def _sample(job: ShardJob, session: Session) -> np.ndarray:
-    rows = read_plan_shard(job.layout.file("plan.arrow"), 0).slice(0, SAMPLE_ITEMS)
-    return _embed_rows(job, session, rows, Clock())[0].vectors
+    measured = _Measured(measure_fidelity(vectors, reference), len(reference))
+    remember_json("gates", key, {"fidelity": asdict(measured.fidelity), "items": measured.items})
+    if passes_gate(measured.fidelity, "bf16"):
+        close_session(exact)
+    return measured
 
 
 def _flown(job: ShardJob, session: Session, precision: str, why: str) -> Preflight:
