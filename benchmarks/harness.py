@@ -11,7 +11,6 @@ import datetime
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -39,7 +38,6 @@ class Contestant:
     command: list[str]
     before: Callable[[], None] = lambda: None
     seconds: list[float] = field(default_factory=list)
-    peak_mib: list[float] = field(default_factory=list)
 
     def run(self, counted: bool) -> None:
         """Run once, as a whole process with its children."""
@@ -69,9 +67,8 @@ def table(contestants: list[Contestant], items: int) -> list[str]:
         ratios = [theirs / ours for theirs, ours in zip(base.seconds, contestant.seconds)]
         median = statistics.median(contestant.seconds)
         spread = f"{min(contestant.seconds):.1f}-{max(contestant.seconds):.1f}"
-        lines.append(
-            f"| {contestant.name} | {median:.2f} | {spread} | {items / median:,.0f} | {statistics.median(ratios):.2f}x |"
-        )
+        ratio = f"{statistics.median(ratios):.2f}x"
+        lines.append(f"| {contestant.name} | {median:.2f} | {spread} | {items / median:,.0f} | {ratio} |")
     return lines
 
 
@@ -105,8 +102,3 @@ def cpu_name() -> str:
 def read_texts(path: Path) -> list[str]:
     """Return the column `text` of a JSONL file."""
     return [json.loads(line)["text"] for line in path.read_text().splitlines()]
-
-
-def peak_rss_mib() -> float:
-    """Return the largest resident size of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -41,7 +41,7 @@ def iterate_docstrings(package: str) -> Iterator[tuple[str, str]]:
     root = Path(next(iter(spec.submodule_search_locations)))
     for path in sorted(root.rglob("*.py"), key=lambda path: _hash(str(path.relative_to(root)))):
         relative = path.relative_to(root.parent).with_suffix("")
-        if any(part.startswith("test") or part.startswith("_vendor") for part in relative.parts):
+        if any(part.startswith(("test", "_vendor")) for part in relative.parts):
             continue
         try:
             with warnings.catch_warnings():

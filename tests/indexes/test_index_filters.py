@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.indexes.fakes import FakeStore
 
 from embedx.core.errors import UsageError
 from embedx.indexes.filters import select_rows
 from embedx.indexes.items import ItemsWriter, open_items
 from embedx.indexes.search import open_index
+from tests.indexes.fakes import FakeStore
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ import json
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from tests.indexes.fakes import FakeStore
 
 from embedx.core.errors import StoreError, UsageError
 from embedx.indexes.search import open_index
 from embedx.indexes.verification import find_problems
+from tests.indexes.fakes import FakeStore
 
 
 @pytest.fixture

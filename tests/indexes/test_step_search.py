@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import typer
-from tests.indexes.fakes import FakeSession, FakeStore
 from typer.testing import CliRunner
 
 from embedx.cli import index as index_command
@@ -22,6 +21,7 @@ from embedx.indexes.spec import IndexSpec
 from embedx.steps import index as index_step
 from embedx.steps import search as search_step
 from embedx.steps.search import SearchSpec, search_index
+from tests.indexes.fakes import FakeSession, FakeStore
 
 
 @pytest.fixture

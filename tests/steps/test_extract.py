@@ -180,7 +180,7 @@ def test_a_killed_worker_costs_nothing_but_time(tmp_path):
     wait_for_shards(tmp_path, 2, run)
     workers = [p for p in processes_of(run)[1:] if "spawn_main" in " ".join(p.cmdline())]
     workers[0].kill()
-    stdout, stderr = run.communicate(timeout=240)
+    _stdout, stderr = run.communicate(timeout=240)
     assert run.returncode == 0, stderr
     assert open_store(tmp_path / "s").count == 1500
 

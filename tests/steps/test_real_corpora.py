@@ -115,17 +115,27 @@ def test_clothing(shared, tmp_path, name, accuracy):
     assert report["n"] == 372 and report["metrics"]["accuracy"] >= accuracy
 
 
-def test_exif_orientation_does_not_change_vectors(shared, tmp_path):
-    """The same picture, stored in all eight orientations, comes out upright every time."""
+def test_exif_orientation_is_applied(shared, tmp_path):
+    """Each picture gives the vector of its upright copy that has no EXIF, and not that of its raw pixels."""
+    from PIL import Image, ImageOps
+
     command = Command(tmp_path)
     flags = encoder_flags("squeezenet", shared, tmp_path)
-    command("extract", shared / "data" / "exif-orientation", *flags, "--out", "s", "--precision", "fp32")
-    ids, vectors = open_store(tmp_path / "s").vectors()
-    assert len(ids) == 18
-    for shape in ("Landscape", "Portrait"):
-        group = vectors[[item_id.startswith(shape) for item_id in ids]]
-        group = group / np.linalg.norm(group, axis=1, keepdims=True)
-        assert (group @ group[0]).min() > 0.95
+    for folder, turn in (("upright", ImageOps.exif_transpose), ("raw", lambda image: image)):
+        (tmp_path / folder).mkdir()
+        for path in (shared / "data" / "exif-orientation").glob("*.jpg"):
+            turn(Image.open(path)).convert("RGB").save(tmp_path / folder / f"{path.stem}.png", exif=b"")
+    vectors = {}
+    for name, source in (("s", shared / "data" / "exif-orientation"), ("u", "upright"), ("r", "raw")):
+        command("extract", source, *flags, "--out", name, "--precision", "fp32", "--store-precision", "full")
+        ids, found = open_store(tmp_path / name).vectors()
+        found = found / np.linalg.norm(found, axis=1, keepdims=True)
+        vectors[name] = {item_id.partition(".")[0]: vector for item_id, vector in zip(ids, found)}
+    assert len(vectors["s"]) == 18
+    for item_id, vector in vectors["s"].items():
+        assert vector @ vectors["u"][item_id] > 0.9999, item_id
+        turned = item_id.rpartition("_")[2] not in ("0", "1")
+        assert (vector @ vectors["r"][item_id] < 0.9999) == turned, item_id
 
 
 def test_broken_images_are_listed_and_the_others_embedded(shared, tmp_path):

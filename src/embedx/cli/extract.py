@@ -173,10 +173,9 @@ def dry_run_lines(report: Report) -> Iterator[str]:
     items = report["items"]
     counted = f"{items['planned']:,} to embed, {items['unchanged']:,} unchanged"
     yield f"{items['listed']:,} {report['kind']}s listed: {counted}"
-    yield (
-        f"{report['shards']['planned']} shards ({report['shards']['reused']} finished already), "
-        f"{output.format_bytes(report['vector_bytes'])} of raw vectors, columns: {', '.join(report['columns']) or 'none'}"
-    )
+    size, columns = output.format_bytes(report["vector_bytes"]), ", ".join(report["columns"]) or "none"
+    shards = report["shards"]
+    yield f"{shards['planned']} shards ({shards['reused']} finished already), {size} of raw vectors, columns: {columns}"
     yield from _ignored_lines(report)
 
 
@@ -186,4 +185,4 @@ def _ignored_lines(report: Report) -> Iterator[str]:
         yield f"ignored: {kinds}"
     if report["positional_ids"]:
         sources = ", ".join(report["positional_ids"])
-        yield f"warning: ids of {sources} are row numbers, which an inserted row shifts; name an --id-column if there is one"
+        yield f"warning: ids of {sources} are row numbers, which inserted rows shift; name an --id-column if you can"

@@ -312,7 +312,8 @@ def _publish(run: _Run) -> int:
     failed, failures = _gather_failures(run)
     if not spec.max_failures.allows(failed, plan.planned):
         raise TooManyFailuresError(
-            f"{failed:,} of {plan.planned:,} items failed, --max-failures is {spec.max_failures} ({_reasons(failures)})",
+            f"{failed:,} of {plan.planned:,} items failed, more than --max-failures {spec.max_failures} "
+            f"({_reasons(failures)})",
             f"Nothing was published, all is kept: mend the items, or run it again with --max-failures {failed}",
         )
     new = _new_files(run)
