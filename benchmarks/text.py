@@ -67,7 +67,9 @@ def main() -> None:
         docstrings.build(home, per_package=5_000)
         texts = [text for name in ("train", "heldout") for text in read_texts(home / f"{name}.jsonl")]
         # Spread over the packages, which stand one after the other.
-        texts = [texts[int(position * len(texts) / items)] for position in range(items)] if len(texts) > items else texts
+        texts = (
+            [texts[int(position * len(texts) / items)] for position in range(items)] if len(texts) > items else texts
+        )
         corpus = home / "texts.jsonl"
         rows = [json.dumps({"id": str(n), "text": text}) for n, text in enumerate(texts)]
         corpus.write_text("\n".join(rows) + "\n")

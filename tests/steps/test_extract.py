@@ -260,3 +260,24 @@ def test_torch_runtime_gives_the_same_vectors(embedx, tmp_path, support_store):
     report = embedx.json("extract", SUPPORT, "--encoder", "minilm", "--out", "s", "--runtime", "torch")
     assert report["encoder"]["runtime"].startswith("torch")
     assert_same(content(tmp_path / "s"), content(support_store))
+
+
+def test_mirror_removes_what_is_gone(embedx, tmp_path):
+    rows = texts(40)
+    arguments = ("extract", "c.jsonl", "--encoder", "minilm", "--columns", "k", "--out", "s")
+    write_jsonl(tmp_path / "c.jsonl", rows)
+    write_jsonl(tmp_path / "d.jsonl", [{"id": "other", "text": "from another source", "k": "1"}])
+    embedx("extract", "c.jsonl", "d.jsonl", *arguments[2:], env={"EMBEDX_SHARD_ITEMS": "10"})
+    write_jsonl(tmp_path / "c.jsonl", rows[:35])
+    assert embedx.json(*arguments)["items"]["unchanged"] == 35
+    report = embedx.json(*arguments, "--mirror")
+    assert report["items"]["removed"] == 5 and report["items"]["embedded"] == 0
+    assert open_store(tmp_path / "s").count == 36, "items of other sources stay"
+    write_jsonl(tmp_path / "c.jsonl", rows[:10])
+    error = embedx.json(*arguments, "--mirror", status=1)["error"]
+    assert "would remove 25 of 36" in error["message"] and "--max-removed" in error["remedy"]
+    assert embedx.json(*arguments, "--mirror", "--max-removed", "90%")["items"]["removed"] == 25
+    assert embedx.json("verify", "s")["ok"]
+    embedx(*arguments, "--mirror", "--limit", "3", status=2)
+    (tmp_path / "p.txt").write_text("one\ntwo\n")
+    assert "row numbers" in embedx("extract", "p.txt", *arguments[2:4], "--out", "p", "--mirror", status=2).stderr

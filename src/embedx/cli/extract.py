@@ -11,7 +11,7 @@ import typer
 from embedx.cli import output
 from embedx.core.errors import UsageError
 from embedx.core.reports import Report
-from embedx.core.specs import CorpusSpec, EncoderSpec, ExtractSpec, FailureLimit, Resources
+from embedx.core.specs import CorpusSpec, EncoderSpec, ExtractSpec, FailureLimit, Resources, parse_share
 
 EPILOG = """Examples
 
@@ -78,6 +78,12 @@ def extract(
     retry_failed: Annotated[
         bool, option("--retry-failed", help="Try items again that failed before.", panel="Run")
     ] = False,
+    mirror: Annotated[
+        bool, option("--mirror", help="Also remove what is gone from these sources.", panel="Run")
+    ] = False,
+    max_removed: Annotated[
+        str, option("--max-removed", help="The most that --mirror may remove.", panel="Run")
+    ] = "20%",
     dry_run: Annotated[bool, option("--dry-run", help="Say what would be done; write nothing.", panel="Run")] = False,
     exit_nothing_to_do: Annotated[
         bool, option("--exit-nothing-to-do", help="Exit 99 if nothing is new or changed.", panel="Run")
@@ -116,6 +122,8 @@ def extract(
         full_bits=store_precision == "full",
         max_failures=FailureLimit.parse(max_failures),
         retry_failed=retry_failed,
+        mirror=mirror,
+        max_removed=parse_share("--max-removed", max_removed),
     )
     resources = Resources(cluster, workers, device, runtime)
     from embedx.steps import extract as step

@@ -183,6 +183,8 @@ class ExtractSpec:
         full_bits: keep all 23 mantissa bits instead of rounding to 10.
         max_failures: beyond it nothing is published.
         retry_failed: try items again whose unchanged content failed before.
+        mirror: remove what is gone from the listed sources.
+        max_removed: the largest share of the store's rows that `mirror` may remove.
     """
 
     corpus: CorpusSpec
@@ -192,9 +194,28 @@ class ExtractSpec:
     full_bits: bool = False
     max_failures: FailureLimit = FailureLimit()
     retry_failed: bool = False
+    mirror: bool = False
+    max_removed: float = 0.2
 
     def __post_init__(self) -> None:
         _check_choice("--precision", self.precision, ("auto", "fp32", "bf16"))
+        if self.mirror and self.corpus.limit is not None:
+            raise UsageError("--mirror and --limit exclude each other", "What a limit leaves out is not gone")
+
+
+def parse_share(flag: str, text: str) -> float:
+    """Read a percentage such as `20%`.
+
+    Raises:
+        UsageError: it is none.
+    """
+    try:
+        share = float(text.removesuffix("%")) / 100
+    except ValueError:
+        share = -1.0
+    if not text.endswith("%") or not 0 <= share <= 1:
+        raise UsageError(f"{flag} {text!r} is not a percentage", "Pass e.g. 20%")
+    return share
 
 
 @dataclass(frozen=True)

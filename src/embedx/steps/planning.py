@@ -23,6 +23,7 @@ from embedx.store.delta import Snapshot
 from embedx.store.diff import Diff, FinishedShard
 from embedx.store.layout import RunLayout, StoreLayout
 from embedx.store.listing import PlanWriter, iterate_listing, write_listing
+from embedx.store.reader import StoreCard
 from embedx.store.runs import (
     RunHistory,
     find_finished,
@@ -115,6 +116,7 @@ class Planning:
     spec: ExtractSpec
     corpus: Corpus
     card: EncoderCard
+    store_card: StoreCard | None
     snapshot: Snapshot
     history: RunHistory
     store: StoreLayout
@@ -134,7 +136,10 @@ def make_plan(planning: Planning, layout: RunLayout) -> Plan:
         plan.listed = _list(planning, listing)
         with Diff(listing, planning.corpus.columns, planning.snapshot, layout.folder) as diff:
             _compare(planning, diff, plan)
-            _find_rewrites(diff, _adopt(planning, diff, plan), plan)
+            partial = _adopt(planning, diff, plan)
+            if planning.spec.mirror:
+                _mirror(planning, diff, plan)
+            _find_rewrites(diff, partial, plan)
             plan.kinds = diff.counts()
             plan.adopted_failed = plan.kinds.get("adopted_failed", 0)
             if plan.to_embed:
@@ -187,7 +192,8 @@ def _compare(planning: Planning, diff: Diff, plan: Plan) -> None:
     plan.duplicates = plan.listed - sum(diff.counts().values())
     if by_file and planning.snapshot.files:
         _acquit_touched(diff)
-    standing = diff.surviving_failures(latest_failures(planning.store, planning.history))
+    gone = [source.label for source in corpus.sources] if spec.mirror else []
+    standing = diff.surviving_failures(latest_failures(planning.store, planning.history), gone)
     if standing is not None and standing.num_rows:
         plan.failures.append(standing.cast(FAILURE_SCHEMA))
 
@@ -207,8 +213,10 @@ def _acquit_touched(diff: Diff) -> None:
 
 def _adopt(planning: Planning, diff: Diff, plan: Plan) -> list[FinishedShard]:
     """Take over what interrupted runs have finished, item by item; returns the shards that are wanted only in part."""
-    finished = [pair for run in planning.history.interrupted for pair in find_finished(planning.store, run)]
-    plans = {run: planning.store.run(run).file("plan.arrow") for run in planning.history.interrupted}
+    basis = planning.store_card.basis if planning.store_card else ""
+    adoptable = [run for run, record in planning.history.interrupted.items() if record.basis == basis]
+    finished = [pair for run in adoptable for pair in find_finished(planning.store, run)]
+    plans = {run: planning.store.run(run).file("plan.arrow") for run in adoptable}
     plans = {run: path for run, path in plans.items() if path.exists()}
     finished = [(shard, receipt) for shard, receipt in finished if shard.run in plans]
     if not finished:
@@ -232,6 +240,17 @@ def _adopt(planning: Planning, diff: Diff, plan: Plan) -> list[FinishedShard]:
             if table.num_rows:
                 plan.failures.append(table)
     return partial
+
+
+def _mirror(planning: Planning, diff: Diff, plan: Plan) -> None:
+    """Remove what is gone from the listed sources, unless it is suspiciously much."""
+    plan.removed = diff.mark_removed([source.label for source in planning.corpus.sources])
+    limit, rows = planning.spec.max_removed, plan.snapshot.rows
+    if plan.removed > limit * rows:
+        raise CorpusError(
+            f"--mirror would remove {plan.removed:,} of {rows:,} items, more than --max-removed {limit:.0%}",
+            "Check that the sources are whole; if they are, raise --max-removed",
+        )
 
 
 def _find_rewrites(diff: Diff, partial: list[FinishedShard], plan: Plan) -> None:

@@ -233,6 +233,20 @@ def _run_app(run: str) -> str:
     return f"{APP}:{run}"
 
 
+def vacuum(root: Path, retention_hours: float, dry_run: bool) -> list[str]:
+    """Delete replaced files that no version within the retention needs; returns their paths.
+
+    Lite: only what the log itself has removed. A full vacuum would take uncommitted shards for garbage.
+    """
+    table = _open_table(root)
+    if table is None:
+        return []
+    deleted: list[str] = table.vacuum(
+        retention_hours=int(retention_hours), dry_run=dry_run, enforce_retention_duration=False, full=False
+    )
+    return deleted
+
+
 def history(root: Path) -> list[dict]:
     """Return the versions of a store, newest first: version, run, time (ms since 1970) and operation."""
     table = _open_table(root)

@@ -333,14 +333,20 @@ class Diff:
             for batch in reader:
                 writer.write_batch(batch)
 
-    def surviving_failures(self, known_failures: Path | None) -> pa.Table | None:
-        """Return the earlier failures that still stand: not listed now, or listed and not tried again."""
+    def surviving_failures(self, known_failures: Path | None, mirrored: list[str]) -> pa.Table | None:
+        """Return the earlier failures that still stand: not listed now, or listed and not tried again.
+
+        Args:
+            known_failures: the store's present `failures.arrow`.
+            mirrored: sources of which items that are not listed any more are forgotten.
+        """
         if known_failures is None:
             return None
         self._con.register("old_failures", pds.dataset([str(known_failures)], format="ipc"))
         return self._con.sql(
             """SELECT o.* FROM old_failures o LEFT JOIN decision d USING (item_id)
-               WHERE d.kind IS NULL OR d.kind = 'failed_before'"""
+               WHERE d.kind = 'failed_before' OR (d.kind IS NULL AND NOT list_contains(?, o.source))""",
+            params=[mirrored],
         ).to_arrow_table()
 
     def _nulls(self) -> list[str]:

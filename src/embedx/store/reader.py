@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from embedx.core.contracts import EncoderCard
+from embedx.core.digests import fingerprint
 from embedx.core.errors import StoreError
 from embedx.store import delta
 from embedx.store.layout import STORE_FORMAT, StoreLayout
@@ -41,6 +42,12 @@ class StoreCard:
     columns: tuple[CarriedColumn, ...]
     content_column: str | None = None
     why_precision: str = ""
+
+    @property
+    def basis(self) -> str:
+        """Fingerprint of what makes finished shards of another run fit: encoder, precision, mantissa, columns."""
+        columns = [[column.name, column.type] for column in self.columns]
+        return fingerprint([self.encoder.fingerprint, self.precision, self.full_bits, columns])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the file's JSON."""

@@ -15,7 +15,6 @@ from typing import Any
 import pyarrow as pa
 from filelock import FileLock, Timeout
 
-from embedx.core.digests import fingerprint
 from embedx.core.errors import BusyError, StoreError
 from embedx.core.paths import write_json
 from embedx.store import delta
@@ -101,11 +100,6 @@ class RunRecord:
     base_version: int
     basis: str
     planned: int
-
-
-def run_basis(encoder: str, precision: str, full_bits: bool, columns: list[Any]) -> str:
-    """Return the `basis` of a run record."""
-    return fingerprint([encoder, precision, full_bits, columns])
 
 
 def new_run_name(layout: StoreLayout, sequence: int) -> str:

@@ -1,0 +1,116 @@
+"""What an extraction reports: counts, shards, seconds, and what its time went to."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+
+import psutil
+
+from embedx.core.contracts import EncoderCard
+from embedx.core.reports import Report
+from embedx.corpora.listing import Corpus
+from embedx.steps.extract_shard import Preflight
+from embedx.steps.planning import Plan
+from embedx.steps.publishing import Publication
+
+WAITING_SHARE = 40
+"""Percent of the time that the encoder waits, from which on preparation is called the bottleneck."""
+
+
+def report_extraction(
+    publication: Publication, corpus: Corpus, card: EncoderCard, preflight: Preflight | None, version: int
+) -> Report:
+    """Return the report of `extract`."""
+    plan, known = publication.plan, publication.card
+    own_rows = sum(receipt.rows for receipt in publication.embedded)
+    embedded = own_rows + plan.kinds.get("adopted", 0)
+    failed = sum(receipt.failed for receipt in publication.receipts) + plan.adopted_failed
+    seconds = time.time() - psutil.Process().create_time()
+    stages: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
+    for receipt in publication.receipts:
+        stages.update(receipt.seconds)  # type: ignore[arg-type]
+        counts.update(receipt.counts)
+    report: Report = {
+        "out": str(publication.store.root),
+        "run": None if plan.is_empty else plan.layout.run,
+        "version": version,
+        "items": item_counts(plan, corpus, embedded, failed),
+        "ignored_by_type": dict(corpus.ignored),
+        "shards": {
+            "planned": len(plan.shard_rows) + len(plan.adopted),
+            "reused": len(plan.adopted),
+            "computed": len(plan.shard_rows),
+        },
+        "rewritten_bytes": sum(receipt.size_bytes for receipt in publication.rewritten),
+        "seconds": round(seconds, 3),
+        "items_per_s": round(own_rows / seconds, 1) if seconds else 0.0,
+        "bottleneck": describe_bottleneck(stages),
+        "stage_seconds": {name: round(value, 2) for name, value in sorted(stages.items())},
+        "encoder": {
+            "ref": card.ref,
+            "fingerprint": card.fingerprint,
+            "precision": known.precision if known else None,
+            "why_precision": known.why_precision if known else "",
+            "dim": card.dim,
+            "runtime": preflight.runtime if preflight else None,
+            "note": preflight.note if preflight else "",
+        },
+        "positional_ids": list(corpus.positional),
+    }
+    if counts.get("padded_cost"):
+        report["padding_share"] = round(1 - counts["cost"] / counts["padded_cost"], 4)
+    if corpus.kind == "text":
+        report["truncated"] = counts.get("truncated", 0)
+    return report
+
+
+def report_plan(plan: Plan, corpus: Corpus, card: EncoderCard) -> Report:
+    """Return the report of `extract --dry-run`."""
+    return {
+        "dry_run": True,
+        "kind": corpus.kind,
+        "items": item_counts(plan, corpus, embedded=plan.kinds.get("adopted", 0), failed=plan.adopted_failed),
+        "ignored_by_type": dict(corpus.ignored),
+        "shards": {
+            "planned": len(plan.shard_rows) + len(plan.adopted),
+            "reused": len(plan.adopted),
+            "computed": 0,
+        },
+        "rewritten_files": len(plan.new_rewrites),
+        "vector_bytes": plan.to_embed * card.dim * 4,
+        "sources": [{"label": source.label, "path": str(source.path)} for source in corpus.sources],
+        "positional_ids": list(corpus.positional),
+        "columns": [column.name for column in corpus.columns.carried],
+        "encoder": {"ref": card.ref, "fingerprint": card.fingerprint, "dim": card.dim},
+    }
+
+
+def item_counts(plan: Plan, corpus: Corpus, embedded: int, failed: int) -> dict[str, int]:
+    """Return the counts that every report of an extraction has; adopted items count as embedded or failed."""
+    return {
+        "listed": plan.listed,
+        "planned": plan.planned,
+        "embedded": embedded,
+        "failed": failed,
+        "unchanged": plan.kinds.get("unchanged", 0),
+        "updated": plan.kinds.get("updated", 0),
+        "removed": plan.removed,
+        "failed_before": plan.kinds.get("failed_before", 0),
+        "duplicates": plan.duplicates,
+        "ignored": sum(corpus.ignored.values()),
+    }
+
+
+def describe_bottleneck(stages: Counter[str]) -> str:
+    """Return one line on what the workers' time went to, from busy and waiting seconds per stage."""
+    waited, forwarding = stages["wait_prepare"], stages["wait_forward"]
+    total = waited + forwarding
+    if not total:
+        return "none: nothing was embedded"
+    share = round(100 * waited / total)
+    if share >= WAITING_SHARE:
+        heavier = "reading" if stages["read"] > stages["prepare"] else "preparing"
+        return f"{heavier}: the encoder waited {share} % of the time"
+    return f"encoder: it waited {share} % of the time"

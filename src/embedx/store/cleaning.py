@@ -1,0 +1,61 @@
+"""Cleaning a store: which files no version refers to, and which rows have certain ids."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from urllib.parse import unquote
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from embedx.store import runs
+from embedx.store.layout import StoreLayout
+
+
+def matching_ids(path: Path, wanted: pa.Array) -> list[str]:
+    """Return those of the wanted ids that a shard file has."""
+    ids = pq.read_table(path, columns=["item_id"], partitioning=None).column("item_id")
+    return ids.filter(pc.is_in(ids, value_set=wanted)).to_pylist()
+
+
+def find_orphans(layout: StoreLayout) -> list[Path]:
+    """Return the shard files that no version in the log refers to and no interrupted run can offer.
+
+    The log's own vacuum knows only files that were once published; these never were.
+    """
+    known = _ever_published(layout)
+    open_runs = set(runs.read_history(layout).interrupted)
+    data = layout.root / "data"
+    if not data.is_dir():
+        return []
+    found = []
+    for folder in sorted(path for path in data.iterdir() if path.is_dir()):
+        for path in sorted(folder.iterdir()):
+            name = path.relative_to(layout.root).as_posix()
+            # A dot-file is a temporary of a writer that died: with the lock held none is alive here.
+            if name not in known and (path.name.startswith(".") or folder.name not in open_runs):
+                found.append(path)
+    return found
+
+
+def remove_orphans(layout: StoreLayout, orphans: list[Path]) -> None:
+    """Delete orphaned files, their empty folders, and records of runs that can never be continued."""
+    for path in orphans:
+        path.unlink(missing_ok=True)
+        if not any(path.parent.iterdir()):
+            path.parent.rmdir()
+    for name in runs.read_history(layout).abandoned:
+        runs.discard_record(layout.run(name))
+
+
+def _ever_published(layout: StoreLayout) -> set[str]:
+    """Return every path that a commit of the log adds. Commits are kept ten years (see `delta.CONFIGURATION`)."""
+    paths = set()
+    for commit in layout.delta_log.glob("*.json"):
+        for line in commit.read_text().splitlines():
+            action = json.loads(line)
+            if "add" in action:
+                paths.add(unquote(action["add"]["path"]))
+    return paths

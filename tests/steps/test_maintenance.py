@@ -1,0 +1,63 @@
+"""Delete and vacuum: items leave as a version, files leave when no version needs them."""
+
+import os
+import time
+
+from embedx.store.reader import open_store
+from tests.conftest import write_jsonl
+from tests.steps.test_extract import content, start, texts, wait_for_shards
+
+ARGUMENTS = ("extract", "c.jsonl", "--encoder", "minilm", "--out", "s")
+ENV = {"EMBEDX_SHARD_ITEMS": "10"}
+
+
+def test_delete_and_vacuum(embedx, tmp_path):
+    write_jsonl(tmp_path / "c.jsonl", texts(40))
+    embedx(*ARGUMENTS, env=ENV)
+    before = content(tmp_path / "s")
+    # A whole file, a part of another, and an id that is not there.
+    gone = [f"t{n:05d}" for n in (*range(10), 25)]
+    (tmp_path / "ids.txt").write_text("\n".join([*gone, "nobody"]) + "\n")
+    report = embedx.json("delete", "s", "--ids", "ids.txt")
+    assert (report["removed"], report["missing"], report["version"]) == (11, ["nobody"], 1)
+    after = content(tmp_path / "s")
+    assert after.keys() == before.keys() - set(gone)
+    assert all((after[item_id][1] == before[item_id][1]).all() for item_id in after)
+    assert open_store(tmp_path / "s", version=0).count == 40
+    assert content(tmp_path / "s").keys() == after.keys() and embedx.json("verify", "s")["ok"]
+    replaced = embedx.json("vacuum", "s")["replaced"]
+    assert replaced == [], "an older version may still be read within the retention"
+    time.sleep(1.1)
+    report = embedx.json("vacuum", "s", "--retention-hours", "0")
+    assert len(report["replaced"]) == 2 and report["orphans"] == []
+    assert embedx.json("verify", "s")["ok"] and content(tmp_path / "s").keys() == after.keys()
+    assert embedx.json(*ARGUMENTS, env=ENV)["items"]["embedded"] == 11, "deleted items are new again"
+
+
+def test_delete_refuses_what_makes_no_sense(embedx, tmp_path):
+    write_jsonl(tmp_path / "c.jsonl", texts(5))
+    embedx(*ARGUMENTS)
+    (tmp_path / "ids.txt").write_text("nobody\n")
+    assert "none of the 1 ids" in embedx("delete", "s", "--ids", "ids.txt", status=1).stderr
+    write_jsonl(tmp_path / "all.jsonl", texts(5))
+    assert "all 5 items" in embedx("delete", "s", "--ids", "all.jsonl", status=1).stderr
+    assert "no file of ids" in embedx("delete", "s", "--ids", "gone.txt", status=1).stderr
+    assert len(os.listdir(tmp_path / "s" / "_embedx" / "runs")) == 1
+
+
+def test_vacuum_spares_interrupted_runs_and_takes_leftovers(embedx, tmp_path):
+    write_jsonl(tmp_path / "c.jsonl", texts(5))
+    embedx(*ARGUMENTS)
+    write_jsonl(tmp_path / "c.jsonl", texts(1200))
+    run = start(tmp_path, *ARGUMENTS, env={"EMBEDX_SHARD_ITEMS": "50"})
+    wait_for_shards(tmp_path, 4, run)
+    os.killpg(run.pid, 9)
+    run.wait()
+    stray = tmp_path / "s" / "data" / "000000-gone"
+    stray.mkdir()
+    (stray / "00000.parquet").write_bytes(b"left behind")
+    report = embedx.json("vacuum", "s")
+    assert report["orphans"][-1:] == [] or all("000000-gone" in name or "/." in name for name in report["orphans"])
+    assert not stray.exists()
+    assert embedx.json(*ARGUMENTS, env={"EMBEDX_SHARD_ITEMS": "50"})["shards"]["reused"] >= 2
+    assert open_store(tmp_path / "s").count == 1200
