@@ -25,7 +25,8 @@ CORES_PER_WORKER = 8
 CONFIG = {
     # A model's conversion may hold the interpreter for minutes; a worker that does not answer then is not dead.
     "distributed.scheduler.worker-ttl": "15 minutes",
-    "distributed.scheduler.allowed-failures": 2,
+    # A task is blamed for its worker's death at once; how often it is tried again is for the window to say.
+    "distributed.scheduler.allowed-failures": 0,
     "distributed.comm.timeouts.connect": "30s",
     # Workers hold vectors, not Dask results: spilling and pausing have nothing to work on and only stall.
     "distributed.worker.memory.target": False,

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -86,27 +86,25 @@ def new_head(folder: Path) -> Iterator[HeadFiles]:
         StoreError: the place is taken or cannot be written.
     """
     check_target(folder)
-    pending: Path | None = None
+    place = folder.resolve()
+    pending = place.with_name(f".{place.name}.new-{secrets.token_hex(6)}")
     try:
-        folder.absolute().parent.mkdir(parents=True, exist_ok=True)
-        pending = Path(tempfile.mkdtemp(dir=folder.absolute().parent, prefix=f".{folder.name}.new-"))
+        # mkdir and not mkdtemp: artefacts are shared between people, so the umask decides who may read them.
+        pending.mkdir(parents=True)
         yield HeadFiles(pending)
-        pending.chmod(0o755)
         for path in pending.iterdir():
-            path.chmod(0o644)
-            with path.open("rb") as file:
+            with path.open("rb+") as file:
                 os.fsync(file.fileno())
         fsync_dir(pending)
-        _move_into_place(pending, folder.absolute())
-        fsync_dir(folder.absolute().parent)
+        _move_into_place(pending, place)
+        fsync_dir(place.parent)
     except OSError as error:
         raise StoreError(
             f"{folder} cannot be written ({error.strerror or error})", "Check the disk and the permissions"
         ) from error
     finally:
         # After an exchange this is the older head.
-        if pending is not None:
-            shutil.rmtree(pending, ignore_errors=True)
+        shutil.rmtree(pending, ignore_errors=True)
 
 
 def _move_into_place(pending: Path, folder: Path) -> None:
@@ -120,9 +118,13 @@ def _move_into_place(pending: Path, folder: Path) -> None:
     if _exchange(pending, folder):
         return
     # Without an exchanging rename (macOS, NFS) there is a moment without a head, but never half of one.
-    older = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.old-"))
+    older = folder.with_name(f".{folder.name}.old-{secrets.token_hex(6)}")
     folder.rename(older)
-    pending.rename(folder)
+    try:
+        pending.rename(folder)
+    except OSError:
+        older.rename(folder)
+        raise
     shutil.rmtree(older, ignore_errors=True)
 
 

@@ -7,6 +7,7 @@ import os
 import queue
 import shutil
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -91,7 +92,16 @@ def open_openvino(encoder: Encoder, precision: str, threads: int) -> OpenVinoRun
             "INFERENCE_NUM_THREADS": threads,
         },
     )
-    return OpenVinoRuntime(compiled, precision, requests)
+    runtime = OpenVinoRuntime(compiled, precision, requests)
+    with _first_call:
+        runtime.forward(encoder.collate(encoder.prepare(encoder.canaries()).items[:1]))
+    return runtime
+
+
+_first_call = threading.Lock()
+"""Two threads whose first calls into the bindings coincide deadlock: one holds the interpreter lock and waits for a
+C++ static's guard, the other owns the guard and waits for the lock (openvino 2026.4; half of cold starts with two
+requests). So the first call of a process is made by one thread alone; it also pays for the first shapes."""
 
 
 def _converted(encoder: Encoder) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,16 +19,19 @@ from embedx.corpora.listing import Corpus, open_corpus
 from embedx.encoders.registry import open_encoder
 from embedx.engine.cluster import Cluster, open_cluster
 from embedx.engine.interrupts import Interrupts, draining_on_signals
-from embedx.engine.window import Outcome, Task, iterate_outcomes
+from embedx.engine.window import Outcome, Task, Window
 from embedx.inference.gates import measure_fidelity
 from embedx.steps.extract_report import report_extraction, report_plan
 from embedx.steps.extract_shard import Preflight, ShardJob, extract_shard, preflight, rewrite_shard
 from embedx.steps.planning import Planning, make_plan
+from embedx.steps.poison import find_poison
 from embedx.steps.publishing import RESUME, Publication, clean_up, mark_begun, publish
 from embedx.store import delta, runs
 from embedx.store.layout import RunLayout, StoreLayout
 from embedx.store.reader import StoreCard, read_store_card
 from embedx.store.shards import Receipt
+
+OUT_OF_MEMORY = "Its workers may lack memory: use fewer --workers; finished shards are kept"
 
 CANARY_MIN_COSINE = 0.999
 """Between a store's canary vectors and today's: below it some library changed what the encoder computes."""
@@ -221,32 +224,64 @@ def _fly(run: _Run, cluster: Cluster, job: ShardJob) -> ShardJob:
 
 
 def _run_tasks(run: _Run, cluster: Cluster, job: ShardJob, state: Progress, interrupts: Interrupts) -> None:
-    broken: list[Outcome] = []
-    tasks = _tasks(run, job)
-    for outcome in iterate_outcomes(
-        cluster.client, tasks, cluster.slots, lambda: bool(interrupts.signal_number or broken)
-    ):
-        if interrupts.signal_number:
-            state.note = "stopping: waiting for the shards in work"
-        if outcome is None:
-            pass
-        elif outcome.error is not None:
-            broken.append(outcome)
-        else:
-            receipt: Receipt = outcome.result
-            run.publication.receipts.append(receipt)
-            if outcome.task.function is extract_shard:
-                state.done += receipt.items
-                state.failed += receipt.failed
+    """Run the plan's tasks; then, one at a time and alone, those that killed or hung their workers."""
+    tally = _Tally(run, state, interrupts)
+    for outcome in Window(cluster.client, cluster.slots, tally.should_stop).iterate(_tasks(run, job)):
+        tally.accept(outcome)
+    alone = Window(cluster.client, 1, tally.should_stop)
+    for task in tally.suspects:
+        state.note = f"looking for the item of {task.key} that kills or hangs workers"
         run.progress(state)
-    if broken:
-        error = broken[0].error
-        if isinstance(error, EmbedxError):
-            raise error
-        raise EmbedxError(
-            f"{broken[0].task.key} failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}",
-            "Finished shards are kept; mend the cause and run the same command",
-        ) from error
+        _, shard = task.arguments[:2]
+        rows = run.publication.plan.shard_rows[shard]
+        quarantined = tuple(find_poison(alone, job, shard, rows))
+        if tally.should_stop():
+            break
+        for outcome in alone.iterate([Task(f"{task.key}-rest", extract_shard, (job, shard, quarantined))]):
+            tally.accept(outcome, alone=True)
+    if tally.broken:
+        _raise(tally.broken[0])
+
+
+@dataclass
+class _Tally:
+    """What came of the tasks so far."""
+
+    run: _Run
+    state: Progress
+    interrupts: Interrupts
+    broken: list[Outcome] = field(default_factory=list)
+    suspects: list[Task] = field(default_factory=list)
+
+    def should_stop(self) -> bool:
+        return bool(self.interrupts.signal_number or self.broken)
+
+    def accept(self, outcome: Outcome | None, alone: bool = False) -> None:
+        if self.interrupts.signal_number:
+            self.state.note = "stopping: waiting for the shards in work"
+        if outcome is not None and outcome.error is None:
+            receipt: Receipt = outcome.result
+            self.run.publication.receipts.append(receipt)
+            if outcome.task.function is extract_shard:
+                self.state.done += receipt.items
+                self.state.failed += receipt.failed
+        elif outcome is not None and outcome.is_suspect and not alone and outcome.task.function is extract_shard:
+            self.suspects.append(outcome.task)
+        elif outcome is not None:
+            self.broken.append(outcome)
+        self.run.progress(self.state)
+
+
+def _raise(outcome: Outcome) -> None:
+    error = outcome.error
+    if isinstance(error, EmbedxError):
+        raise error
+    if outcome.is_suspect:
+        raise EmbedxError(f"{outcome.task.key} kills its workers, but no single item of it does", OUT_OF_MEMORY)
+    raise EmbedxError(
+        f"{outcome.task.key} failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}",
+        "Finished shards are kept; mend the cause and run the same command",
+    ) from error
 
 
 def _tasks(run: _Run, job: ShardJob) -> Iterator[Task]:

@@ -85,14 +85,28 @@ def _compute_precision(precision: str, device: str) -> str:
     return "bf16" if precision == "bf16" and machine_has_bf16(device) else "fp32"
 
 
-def extract_shard(job: ShardJob, shard: int) -> Receipt:
-    """Embed one shard and commit it; returns the receipt of the file that stands there."""
+def probe_rows(job: ShardJob, shard: int, start: int, stop: int) -> int:
+    """Embed some rows of a shard and keep nothing: does it survive? Returns how many rows."""
+    rows = read_plan_shard(job.layout.file("plan.arrow"), shard).slice(start, stop - start)
+    _embed_rows(job, job.session(), rows, Clock())
+    return rows.num_rows
+
+
+def extract_shard(job: ShardJob, shard: int, quarantined: tuple[tuple[int, str], ...] = ()) -> Receipt:
+    """Embed one shard and commit it; returns the receipt of the file that stands there.
+
+    Args:
+        job: the run.
+        shard: its number in the plan.
+        quarantined: (position, why) of rows that must not be tried: they kill or hang workers.
+    """
     path = job.layout.shard(shard)
     if path.exists():
         return read_receipt(path)
     clock = Clock()
     session = job.session()
     rows = read_plan_shard(job.layout.file("plan.arrow"), shard)
+    rows = _quarantine(rows, quarantined)
     embedded, digests, bytes_read = _embed_rows(job, session, rows, clock)
     vectors = embedded.vectors if job.full_bits else round_mantissa(embedded.vectors)
     table = _build_table(job, rows, embedded.positions, vectors, digests)
@@ -117,6 +131,21 @@ def extract_shard(job: ShardJob, shard: int) -> Receipt:
         **_id_range(table),
     )
     return write_shard(path, table, receipt)
+
+
+def _quarantine(rows: pa.RecordBatch, quarantined: tuple[tuple[int, str], ...]) -> pa.RecordBatch:
+    if not quarantined:
+        return rows
+    problems = rows.column("problem").to_pylist()
+    identities = rows.column("identity").to_pylist()
+    for position, why in quarantined:
+        problems[position] = why
+        # Rows of one identity are embedded once: the others like it must not bring the item back.
+        same = [row for row, identity in enumerate(identities) if identity == identities[position]]
+        for row in same:
+            problems[row] = why
+    place = rows.schema.get_field_index("problem")
+    return rows.set_column(place, rows.schema.field(place), pa.array(problems, pa.string()))
 
 
 def _id_range(table: pa.Table) -> dict[str, Any]:

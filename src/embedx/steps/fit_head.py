@@ -113,10 +113,8 @@ def _warnings(fitted: FittedHead, training: dict[str, Any]) -> list[str]:
         found.append(
             "the solver stopped before its tolerance was reached: the head may be a little worse than it could"
         )
-    if fitted.c in (fitted.curve[0].c, fitted.curve[-1].c):
-        found.append(
-            f"the best C ({fitted.c:g}) lies at the end of the search: the vectors may hold nothing of the label"
-        )
+    if fitted.c == fitted.curve[0].c:
+        found.append(f"the smallest C ({fitted.c:g}) is the best: the vectors may hold nothing of the label")
     if training["n_unmatched"]:
         found.append(f"{training['n_unmatched']:,} ids of {training['labels']} are not in the store")
     return found

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -16,7 +14,7 @@ import pyarrow.parquet as pq
 from threadpoolctl import threadpool_limits
 
 from embedx.core.errors import StoreError, UsageError
-from embedx.core.paths import fsync_dir
+from embedx.core.paths import replacing
 from embedx.core.reports import Progress, ProgressHook, Report, no_progress
 from embedx.core.threads import cpu_quota, plan_threads
 from embedx.heads.head import Head, open_head
@@ -71,7 +69,7 @@ def predict_store(spec: PredictSpec, progress: ProgressHook = no_progress) -> Re
     counts: Counter[str] = Counter()
     with (
         threadpool_limits(limits=plan_threads(cpu_quota()).blas),
-        _replacing(spec.out) as path,
+        _new_file(spec.out) as path,
         pq.ParquetWriter(path, SCHEMA.with_metadata(_provenance(store, head)), compression="zstd") as writer,
     ):
         for batch, vectors in store.iterate_batches():
@@ -112,24 +110,12 @@ def _provenance(store: Store, head: Head) -> dict[str, str]:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary name; the file gets its own once it is complete and durable, else it is removed."""
-    temporary: Path | None = None
+def _new_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary name that becomes `path` on a clean exit; say what is wrong with the disk."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-        fsync_dir(path.parent)
+        with replacing(path) as temporary:
+            yield temporary
     except OSError as error:
         raise StoreError(
             f"{path} cannot be written ({error.strerror or error})", "Check the disk and the permissions"
         ) from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
