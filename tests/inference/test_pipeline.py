@@ -1,0 +1,75 @@
+"""The embedding loop: failed items cost no other item anything, whatever the encoder does."""
+
+import numpy as np
+import pytest
+
+from embedx.core.contracts import Broken, EncoderCard, Prepared
+from embedx.inference.gates import measure_fidelity, passes_gate
+from embedx.inference.pipeline import Embedder
+
+
+class FakeEncoder:
+    """Numbers as items: vector = (item, item squared); negative ones fail to prepare, 13 gives NaN."""
+
+    def __init__(self, modality):
+        self.card = EncoderCard("fake", "fake", modality, 2, "f", {}, {}, False, 1.0, 1)
+
+    def prepare(self, items):
+        failures = {p: i for p, i in enumerate(items) if isinstance(i, Broken)}
+        failures |= {
+            p: Broken("prepare", "Negative", "below zero") for p, i in enumerate(items) if p not in failures and i < 0
+        }
+        good = [p for p in range(len(items)) if p not in failures]
+        return Prepared([items[p] for p in good], np.array(good, dtype=np.int64), failures)
+
+    def cost(self, prepared):
+        return np.array([1 + item % 7 for item in prepared.items], dtype=np.int64)
+
+    def collate(self, entries):
+        return {"x": np.array(entries, dtype=np.float32)}
+
+
+class FakeRuntime:
+    name, precision, parallel_requests = "fake", "fp32", 2
+
+    def forward(self, inputs):
+        x = np.where(inputs["x"] == 13, np.nan, inputs["x"])
+        return np.stack([x, x**2], axis=1).astype(np.float32)
+
+    def batch_budget(self, modality):
+        return 10
+
+
+@pytest.mark.parametrize("modality", ["text", "image"])
+@pytest.mark.parametrize("count", [0, 1, 5, 700])
+def test_every_item_ends_embedded_or_failed(modality, count):
+    items = [Broken("read", "Gone", "gone", True) if n % 50 == 7 else (-n if n % 30 == 4 else n) for n in range(count)]
+    embedder = Embedder(FakeEncoder(modality), FakeRuntime(), 2)
+    result = embedder.embed(count, lambda start, stop: items[start:stop])
+    bad = {n for n in range(count) if n % 50 == 7 or n % 30 == 4 or n == 13}
+    assert set(result.failures) == bad
+    assert result.positions.tolist() == [n for n in range(count) if n not in bad]
+    assert np.array_equal(result.vectors[:, 0], result.positions.astype(np.float32))
+    if count > 13:
+        assert result.failures[13].error == "NotFinite"
+    embedder.close()
+
+
+def test_an_encoder_of_another_dim_is_an_error():
+    class Wrong(FakeRuntime):
+        def forward(self, inputs):
+            return np.zeros((len(inputs["x"]), 3), dtype=np.float32)
+
+    with pytest.raises(ValueError, match="shape"):
+        Embedder(FakeEncoder("text"), Wrong(), 1).embed(3, lambda start, stop: [1, 2, 3][start:stop])
+
+
+def test_gates():
+    rng = np.random.default_rng(0)
+    reference = rng.normal(size=(50, 32)) * 0.01 + rng.normal(size=32)
+    assert passes_gate(measure_fidelity(reference + 1e-7, reference), "fp32")
+    noisy = reference + rng.normal(size=reference.shape) * 0.002
+    fidelity = measure_fidelity(noisy, reference)
+    assert fidelity.raw_min > 0.9999 and not passes_gate(fidelity, "bf16"), "raw cosines hide what centring shows"
+    one = reference[:1]
+    assert passes_gate(measure_fidelity(one, one), "fp32")
