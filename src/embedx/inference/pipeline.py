@@ -89,7 +89,7 @@ class Embedder:
         done = np.zeros(count, dtype=bool)
         failures: dict[int, Broken] = {}
         sums: Counter[str] = Counter()
-        window = count if card.modality == "text" else IMAGE_WINDOW
+        window = max(1, count) if card.modality == "text" else IMAGE_WINDOW
         chunk = TEXT_CHUNK if card.modality == "text" else IMAGE_CHUNK
         for prepared, start in self._windows(count, window, chunk, fetch, clock):
             failures.update({start + position: broken for position, broken in prepared.failures.items()})
