@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help install demo test lint bench clean
+.PHONY: help install demo test chaos lint bench clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -29,6 +29,9 @@ lint: $(STAMP)  ## ruff, mypy, import-linter
 
 test: lint  ## lint, then every test
 	@$(BIN)/python -m pytest
+
+chaos: $(STAMP)  ## the long chaos test: 50 kills of driver, workers or everything
+	@EMBEDX_CHAOS_KILLS=50 $(BIN)/python -m pytest tests/steps/test_chaos.py --timeout=3600
 
 bench: $(STAMP)  ## the short benchmarks; writes benchmarks/results/
 	@$(BIN)/python benchmarks/text.py --short

@@ -10,16 +10,16 @@ PLUGIN = {"PYTHONPATH": str(ROOT / "tests" / "plugins" / "poison")}
 
 
 @pytest.mark.parametrize(
-    ("word", "said", "env"), [("KILL", "kills the worker", {}), ("HANG", "never ends", {"EMBEDX_WATCHDOG_S": "8"})]
+    ("word", "said", "env"), [("KILL", "kills the worker", {}), ("HANG", "never ends", {"EMBEDX_WATCHDOG_S": "12"})]
 )
 def test_the_bad_item_is_quarantined(embedx, tmp_path, word, said, env):
-    rows = texts(60)
-    rows[33]["text"] = f"this one will {word} it"
+    rows = texts(16)
+    rows[9]["text"] = f"this one will {word} it"
     write_jsonl(tmp_path / "c.jsonl", rows)
-    arguments = ("extract", "c.jsonl", "--encoder", "poison:minilm", "--out", "s", "--max-failures", "1")
     # The sample of --precision auto lies in the first shard, which is sound.
-    report = embedx.json(*arguments, env={**PLUGIN, **env, "EMBEDX_SHARD_ITEMS": "20"})
-    assert (report["items"]["embedded"], report["items"]["failed"]) == (59, 1)
+    arguments = ("extract", "c.jsonl", "--encoder", "poison:minilm", "--out", "s", "--max-failures", "1")
+    report = embedx.json(*arguments, env={**PLUGIN, **env, "EMBEDX_SHARD_ITEMS": "4"})
+    assert (report["items"]["embedded"], report["items"]["failed"]) == (15, 1)
     (failure,) = embedx.json("failures", "s")["failures"]
-    assert failure["id"] == "t00033" and said in failure["message"]
-    assert open_store(tmp_path / "s").count == 59
+    assert failure["id"] == "t00009" and said in failure["message"]
+    assert open_store(tmp_path / "s").count == 15

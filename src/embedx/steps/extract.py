@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from embedx.core.contracts import EncoderCard
-from embedx.core.errors import EmbedxError, FingerprintMismatchError, UsageError
+from embedx.core.errors import EmbedxError, FingerprintMismatchError, StoreError, UsageError
 from embedx.core.paths import write_json
 from embedx.core.reports import Progress, ProgressHook, Report, no_progress
 from embedx.core.specs import ExtractSpec, Resources
@@ -22,9 +23,10 @@ from embedx.engine.interrupts import Interrupts, draining_on_signals
 from embedx.engine.window import Outcome, Task, Window
 from embedx.inference.gates import measure_fidelity
 from embedx.steps.extract_report import report_extraction, report_plan
-from embedx.steps.extract_shard import Preflight, ShardJob, extract_shard, preflight, rewrite_shard
+from embedx.steps.extract_shard import ShardJob, extract_shard, rewrite_shard
 from embedx.steps.planning import Planning, make_plan
 from embedx.steps.poison import find_poison
+from embedx.steps.preflight import Preflight, preflight
 from embedx.steps.publishing import RESUME, Publication, clean_up, mark_begun, publish
 from embedx.store import delta, runs
 from embedx.store.layout import RunLayout, StoreLayout
@@ -91,6 +93,7 @@ def extract(spec: ExtractSpec, resources: Resources | None = None, progress: Pro
             if plan.is_empty:
                 return run.report(snapshot.version)
             if plan.shard_rows or plan.new_rewrites:
+                _check_space(run)
                 _compute(run, interrupts)
             version = publish(publication)
         finally:
@@ -150,6 +153,20 @@ def _check_store(spec: ExtractSpec, store_card: StoreCard, card: EncoderCard) ->
         raise FingerprintMismatchError(
             f"{spec.out} keeps 10 mantissa bits, not all",
             "Leave out --store-precision, or extract to another --out",
+        )
+
+
+def _check_space(run: _Run) -> None:
+    """Refuse to begin what the disk cannot hold: new vectors at their raw size, which is an upper bound."""
+    plan = run.publication.plan
+    replaced = {rewrite.path for _, rewrite in plan.new_rewrites}
+    rewritten = sum(file.size_bytes for file in plan.snapshot.files if file.path in replaced)
+    wanted = plan.to_embed * run.card.dim * 4 + rewritten
+    free = shutil.disk_usage(run.publication.store.root).free
+    if wanted > free:
+        raise StoreError(
+            f"{run.publication.store.root} needs up to {wanted / 1e9:.1f} GB, {free / 1e9:.1f} GB are free",
+            "Make room, or choose another --out",
         )
 
 

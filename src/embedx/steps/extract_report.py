@@ -10,8 +10,8 @@ import psutil
 from embedx.core.contracts import EncoderCard
 from embedx.core.reports import Report
 from embedx.corpora.listing import Corpus
-from embedx.steps.extract_shard import Preflight
 from embedx.steps.planning import Plan
+from embedx.steps.preflight import Preflight
 from embedx.steps.publishing import Publication
 
 WAITING_SHARE = 40

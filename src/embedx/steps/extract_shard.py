@@ -1,15 +1,12 @@
-"""What a worker does: embed one shard of a plan, rewrite one file, or try the encoder before the first shard."""
+"""What a worker does: embed one shard of a plan, or rewrite one file."""
 
 from __future__ import annotations
 
 import os
-import platform
 import secrets
 import socket
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +16,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from embedx.core.contracts import Broken, ItemFailure
-from embedx.core.errors import EncoderError
-from embedx.core.paths import cached_json, remember_json
 from embedx.core.threads import cpu_quota
 from embedx.corpora.content import read_image
-from embedx.inference.gates import Fidelity, measure_fidelity, passes_gate
 from embedx.inference.pipeline import Clock, Embedded
 from embedx.inference.runtimes import machine_has_bf16
-from embedx.steps.encoding import Session, close_session, shared_session
+from embedx.steps.encoding import Session, shared_session
 from embedx.store.layout import RunLayout
 from embedx.store.listing import read_plan_shard
 from embedx.store.schema import CarriedColumn, round_mantissa, store_schema, vector_array
 from embedx.store.shards import Receipt, read_arrow, read_receipt, write_failures, write_shard
-
-SAMPLE_ITEMS = 64
-"""Items of the corpus on which `--precision auto` measures bf16."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +79,7 @@ def _compute_precision(precision: str, device: str) -> str:
 def probe_rows(job: ShardJob, shard: int, start: int, stop: int) -> int:
     """Embed some rows of a shard and keep nothing: does it survive? Returns how many rows."""
     rows = read_plan_shard(job.layout.file("plan.arrow"), shard).slice(start, stop - start)
-    _embed_rows(job, job.session(), rows, Clock())
+    embed_rows(job, job.session(), rows, Clock())
     return rows.num_rows
 
 
@@ -107,7 +98,7 @@ def extract_shard(job: ShardJob, shard: int, quarantined: tuple[tuple[int, str],
     session = job.session()
     rows = read_plan_shard(job.layout.file("plan.arrow"), shard)
     rows = _quarantine(rows, quarantined)
-    embedded, digests, bytes_read = _embed_rows(job, session, rows, clock)
+    embedded, digests, bytes_read = embed_rows(job, session, rows, clock)
     vectors = embedded.vectors if job.full_bits else round_mantissa(embedded.vectors)
     table = _build_table(job, rows, embedded.positions, vectors, digests)
     failures = _item_failures(rows, embedded.failures)
@@ -153,7 +144,7 @@ def _id_range(table: pa.Table) -> dict[str, Any]:
     return {"first_id": span["min"], "last_id": span["max"]}
 
 
-def _embed_rows(job: ShardJob, session: Session, rows: pa.RecordBatch, clock: Clock) -> tuple[Embedded, list[str], int]:
+def embed_rows(job: ShardJob, session: Session, rows: pa.RecordBatch, clock: Clock) -> tuple[Embedded, list[str], int]:
     """Embed a plan's rows; returns the result, the digest of each row, and the bytes read."""
     if job.kind == "text":
         return _embed_texts(session, rows, clock)
@@ -284,92 +275,3 @@ def _apply_updates(job: ShardJob, table: pa.Table, updates: pa.Table) -> pa.Tabl
         merged = pc.if_else(changed, new, table.column(name))
         table = table.set_column(position, table.schema.field(name), merged)
     return table
-
-
-@dataclass(frozen=True)
-class Preflight:
-    """What the trial of an encoder on a worker found.
-
-    Attributes:
-        precision: fp32 or bf16.
-        why: how it was decided.
-        canaries: (m, dim) vectors of the canary items, rounded as the store's.
-        runtime: what executes the encoder.
-        note: why it is not the usual one.
-    """
-
-    precision: str
-    why: str
-    canaries: list[list[float]]
-    runtime: str
-    note: str
-
-
-def preflight(job: ShardJob, asked: str) -> Preflight:
-    """Load the encoder, embed its canaries and, for a new store, decide its precision.
-
-    Args:
-        job: with the run's plan written; its precision is only used when `asked` is empty.
-        asked: auto, fp32 or bf16 for a new store; empty for an existing one.
-    """
-    if not asked:
-        session = job.session()
-        return _flown(job, session, job.precision, "as the store was created")
-    threads = job.threads or cpu_quota()
-
-    def open_at(precision: str) -> Session:
-        return shared_session(job.encoder, job.fingerprint, precision, job.runtime, job.device, threads)
-
-    if asked == "fp32":
-        return _flown(job, open_at("fp32"), "fp32", "as asked")
-    if not machine_has_bf16(job.device):
-        if asked == "bf16":
-            return _flown(job, open_at("fp32"), "bf16", "as asked; computed in fp32, this machine has no bf16")
-        return _flown(job, open_at("fp32"), "fp32", "this machine has no bf16")
-    fast = open_at("bf16")
-    measured = _measure_bf16(job, fast, open_at)
-    if asked == "auto" and not passes_gate(measured.fidelity, "bf16"):
-        close_session(fast)
-        return _flown(job, open_at("fp32"), "fp32", f"bf16 misses its gate {measured.describe()}")
-    why = f"bf16 passes its gate {measured.describe()}" if asked == "auto" else f"as asked; {measured.describe()}"
-    return _flown(job, fast, "bf16", why)
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """What bf16 costs an encoder on a sample of the corpus."""
-
-    fidelity: Fidelity
-    items: int
-
-    def describe(self) -> str:
-        return f"on {self.items} items, {self.fidelity.describe()}"
-
-
-def _measure_bf16(job: ShardJob, fast: Session, open_at: Callable[[str], Session]) -> _Measured:
-    """Compare bf16 with fp32 on the first items; remembered, for the same items give the same answer here."""
-    rows = read_plan_shard(job.layout.file("plan.arrow"), 0).slice(0, SAMPLE_ITEMS)
-    sample = rows.column("identity").to_pylist()
-    runtime = fast.embedder.runtime
-    key = ["bf16", job.fingerprint, runtime.name, version(runtime.name), platform.processor(), cpu_quota(), sample]
-    if known := cached_json("gates", key):
-        return _Measured(Fidelity(**known["fidelity"]), known["items"])
-    exact = open_at("fp32")
-    vectors = _embed_rows(job, fast, rows, Clock())[0].vectors
-    reference = _embed_rows(job, exact, rows, Clock())[0].vectors
-    if len(reference) == 0 or len(vectors) != len(reference):
-        vectors, reference = fast.canary_vectors(), exact.canary_vectors()
-    measured = _Measured(measure_fidelity(vectors, reference), len(reference))
-    remember_json("gates", key, {"fidelity": asdict(measured.fidelity), "items": measured.items})
-    if passes_gate(measured.fidelity, "bf16"):
-        close_session(exact)
-    return measured
-
-
-def _flown(job: ShardJob, session: Session, precision: str, why: str) -> Preflight:
-    vectors = session.canary_vectors()
-    if not np.isfinite(vectors).all():
-        raise EncoderError(f"{session.card.ref} gives vectors that are not finite", "Use --precision fp32")
-    canaries = vectors if job.full_bits else round_mantissa(vectors)
-    runtime = session.embedder.runtime
-    return Preflight(precision, why, canaries.tolist(), f"{runtime.name} {runtime.precision}", session.note)

@@ -112,6 +112,10 @@ def publish(publication: Publication) -> int:
 def clean_up(publication: Publication, report: Report) -> None:
     """After a publish: keep the run's report, drop what only an open run needs, and the runs it has closed."""
     runs.finish_record(publication.plan.layout, report)
+    used = {file.path for file in delta.open_snapshot(publication.store.root).files}
+    for name in publication.history.interrupted:
+        # What was not adopted was never part of a version: nobody can be reading it.
+        runs.discard_shards(publication.store.run(name), used)
     for name in (*publication.history.interrupted, *publication.history.abandoned):
         runs.discard_record(publication.store.run(name))
 

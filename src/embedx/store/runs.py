@@ -205,6 +205,17 @@ def discard_record(layout: RunLayout) -> None:
     shutil.rmtree(layout.folder, ignore_errors=True)
 
 
+def discard_shards(layout: RunLayout, used: set[str]) -> None:
+    """Delete the shard files of a closed run that no version uses."""
+    if not layout.data.is_dir():
+        return
+    for path in layout.data.iterdir():
+        if f"data/{layout.run}/{path.name}" not in used:
+            path.unlink(missing_ok=True)
+    if not any(layout.data.iterdir()):
+        layout.data.rmdir()
+
+
 def finish_record(layout: RunLayout, report: dict[str, Any]) -> None:
     """Write a published run's report and drop what only an open run needs."""
     write_json(layout.file("report.json"), report)

@@ -1,0 +1,113 @@
+"""The trial of an encoder on a worker, before the first shard: does it load, and which precision is faithful?"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+
+import numpy as np
+
+from embedx.core.errors import EncoderError
+from embedx.core.paths import cached_json, remember_json
+from embedx.core.threads import cpu_quota
+from embedx.inference.gates import Fidelity, measure_fidelity, passes_gate
+from embedx.inference.pipeline import Clock
+from embedx.inference.runtimes import machine_has_bf16
+from embedx.steps.encoding import Session, close_session, shared_session
+from embedx.steps.extract_shard import ShardJob, embed_rows
+from embedx.store.listing import read_plan_shard
+from embedx.store.schema import round_mantissa
+
+SAMPLE_ITEMS = 64
+"""Items of the corpus on which `--precision auto` measures bf16."""
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What the trial of an encoder on a worker found.
+
+    Attributes:
+        precision: fp32 or bf16.
+        why: how it was decided.
+        canaries: (m, dim) vectors of the canary items, rounded as the store's.
+        runtime: what executes the encoder.
+        note: why it is not the usual one.
+    """
+
+    precision: str
+    why: str
+    canaries: list[list[float]]
+    runtime: str
+    note: str
+
+
+def preflight(job: ShardJob, asked: str) -> Preflight:
+    """Load the encoder, embed its canaries and, for a new store, decide its precision.
+
+    Args:
+        job: with the run's plan written; its precision is only used when `asked` is empty.
+        asked: auto, fp32 or bf16 for a new store; empty for an existing one.
+    """
+    if not asked:
+        session = job.session()
+        return _flown(job, session, job.precision, "as the store was created")
+    threads = job.threads or cpu_quota()
+
+    def open_at(precision: str) -> Session:
+        return shared_session(job.encoder, job.fingerprint, precision, job.runtime, job.device, threads)
+
+    if asked == "fp32":
+        return _flown(job, open_at("fp32"), "fp32", "as asked")
+    if not machine_has_bf16(job.device):
+        if asked == "bf16":
+            return _flown(job, open_at("fp32"), "bf16", "as asked; computed in fp32, this machine has no bf16")
+        return _flown(job, open_at("fp32"), "fp32", "this machine has no bf16")
+    fast = open_at("bf16")
+    measured = _measure_bf16(job, fast, open_at)
+    if asked == "auto" and not passes_gate(measured.fidelity, "bf16"):
+        close_session(fast)
+        return _flown(job, open_at("fp32"), "fp32", f"bf16 misses its gate {measured.describe()}")
+    why = f"bf16 passes its gate {measured.describe()}" if asked == "auto" else f"as asked; {measured.describe()}"
+    return _flown(job, fast, "bf16", why)
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What bf16 costs an encoder on a sample of the corpus."""
+
+    fidelity: Fidelity
+    items: int
+
+    def describe(self) -> str:
+        return f"on {self.items} items, {self.fidelity.describe()}"
+
+
+def _measure_bf16(job: ShardJob, fast: Session, open_at: Callable[[str], Session]) -> _Measured:
+    """Compare bf16 with fp32 on the first items; remembered, for the same items give the same answer here."""
+    rows = read_plan_shard(job.layout.file("plan.arrow"), 0).slice(0, SAMPLE_ITEMS)
+    sample = rows.column("identity").to_pylist()
+    runtime = fast.embedder.runtime
+    key = ["bf16", job.fingerprint, runtime.name, version(runtime.name), platform.processor(), cpu_quota(), sample]
+    if known := cached_json("gates", key):
+        return _Measured(Fidelity(**known["fidelity"]), known["items"])
+    exact = open_at("fp32")
+    vectors = embed_rows(job, fast, rows, Clock())[0].vectors
+    reference = embed_rows(job, exact, rows, Clock())[0].vectors
+    if len(reference) == 0 or len(vectors) != len(reference):
+        vectors, reference = fast.canary_vectors(), exact.canary_vectors()
+    measured = _Measured(measure_fidelity(vectors, reference), len(reference))
+    remember_json("gates", key, {"fidelity": asdict(measured.fidelity), "items": measured.items})
+    if passes_gate(measured.fidelity, "bf16"):
+        close_session(exact)
+    return measured
+
+
+def _flown(job: ShardJob, session: Session, precision: str, why: str) -> Preflight:
+    vectors = session.canary_vectors()
+    if not np.isfinite(vectors).all():
+        raise EncoderError(f"{session.card.ref} gives vectors that are not finite", "Use --precision fp32")
+    canaries = vectors if job.full_bits else round_mantissa(vectors)
+    runtime = session.embedder.runtime
+    return Preflight(precision, why, canaries.tolist(), f"{runtime.name} {runtime.precision}", session.note)
