@@ -50,9 +50,9 @@ def survivors(run, seconds=30):
 
 
 def test_chaos(embedx, tmp_path):
-    kills_wanted = int(os.environ.get("EMBEDX_CHAOS_KILLS", "5"))
+    kills_wanted = int(os.environ.get("EMBEDX_CHAOS_KILLS", "4"))
     rng = random.Random(int(os.environ.get("EMBEDX_CHAOS_SEED", "1")))
-    rows = texts(2000 if kills_wanted <= 10 else 12000)
+    rows = texts(1200 if kills_wanted <= 10 else 12000)
     write_jsonl(tmp_path / "c.jsonl", rows)
     kills = []
     while len(kills) < kills_wanted:

@@ -280,3 +280,99 @@ def test_mirror_removes_what_is_gone(embedx, tmp_path):
     embedx(*arguments, "--mirror", "--limit", "3", status=2)
     (tmp_path / "p.txt").write_text("one\ntwo\n")
     assert "row numbers" in embedx("extract", "p.txt", *arguments[2:4], "--out", "p", "--mirror", status=2).stderr
+
+
+def test_a_failure_that_two_interrupted_runs_saw_is_one_failure(embedx, tmp_path):
+    rows = [*texts(10), {"id": "bad", "text": ""}]
+    arguments = ("extract", "c.jsonl", "--encoder", "minilm", "--out", "s")
+    write_jsonl(tmp_path / "c.jsonl", rows)
+    embedx(*arguments, status=3)
+    embedx(*arguments, "--retry-failed", status=3)
+    embedx(*arguments, "--max-failures", "100%")
+    rows[-1]["text"] = "good now"
+    write_jsonl(tmp_path / "c.jsonl", rows)
+    assert embedx.json(*arguments)["items"]["embedded"] == 1
+    assert "bad" in content(tmp_path / "s"), "once: content() checks that ids are unique"
+
+
+def test_a_broken_value_never_passes_for_a_text(embedx, tmp_path):
+    arguments = ("extract", "c.jsonl", "--encoder", "minilm", "--out", "s", "--max-failures", "100%")
+    write_jsonl(
+        tmp_path / "c.jsonl", [{"id": "null", "text": None}, {"id": "str", "text": "None"}, {"id": "n", "text": 5}]
+    )
+    report = embedx.json(*arguments)
+    assert (report["items"]["embedded"], report["items"]["failed"]) == (1, 2)
+    assert set(content(tmp_path / "s")) == {"str"}
+    write_jsonl(tmp_path / "c.jsonl", [{"id": "null", "text": "None"}, {"id": "str", "text": None}])
+    report = embedx.json(*arguments)
+    assert (report["items"]["embedded"], report["items"]["failed"]) == (1, 1)
+    assert set(content(tmp_path / "s")) == {"null"}, "changed content that fails takes the old row along"
+
+
+def test_awkward_column_names_and_folders(embedx, tmp_path):
+    rows = [
+        {"id": str(n), "text": f"text {n}", "filename": "f", 'a"b': "q", "kind": "k", "label": "l"} for n in range(5)
+    ]
+    write_jsonl(tmp_path / "c.jsonl", rows)
+    arguments = (
+        "extract",
+        "c.jsonl",
+        "--encoder",
+        "minilm",
+        "--columns",
+        'filename,a"b,kind,label',
+        "--out",
+        "label=x/it's [1]",
+    )
+    assert embedx.json(*arguments)["items"]["embedded"] == 5
+    assert embedx.json(*arguments)["items"]["unchanged"] == 5
+    assert embedx.json("verify", "label=x/it's [1]")["ok"]
+    write_jsonl(tmp_path / "d.jsonl", [{"id": "1", "text": "x", "Label": "a", "label": "b"}])
+    assert (
+        "case only"
+        in embedx("extract", "d.jsonl", *arguments[2:4], "--columns", "Label,label", "--out", "t", status=2).stderr
+    )
+    assert "percent sign" in embedx("extract", "d.jsonl", *arguments[2:4], "--out", "a%20b", status=1).stderr
+
+
+def test_another_file_of_like_size_and_time_is_noticed(embedx, tmp_path, shared):
+    from PIL import Image
+
+    for name, colour in (("1", "red"), ("2", "blue")):
+        Image.new("RGB", (64, 64), colour).save(tmp_path / f"{name}.bmp")
+        os.utime(tmp_path / f"{name}.bmp", (1, 1))
+    flags = ("--encoder", "torchvision:squeezenet1_0", "--weights", shared / "weights" / "squeezenet1_0.pth")
+    arguments = ("extract", "t.csv", "--image-column", "pic", *flags, "--out", "s")
+    (tmp_path / "t.csv").write_text("id,pic\nx,1.bmp\n")
+    embedx(*arguments)
+    before = content(tmp_path / "s")["x"]
+    (tmp_path / "t.csv").write_text("id,pic\nx,2.bmp\n")
+    assert embedx.json(*arguments)["items"]["embedded"] == 1
+    after = content(tmp_path / "s")["x"]
+    assert after[0] != before[0] and not np.allclose(after[1], before[1])
+    os.utime(tmp_path / "2.bmp", (2, 2))
+    assert embedx.json(*arguments)["items"]["unchanged"] == 1, "touched, not changed"
+
+
+def test_damaged_records_are_named(embedx, tmp_path):
+    rows = [*texts(10), {"id": "bad", "text": ""}]
+    arguments = ("extract", "c.jsonl", "--encoder", "minilm", "--out", "s", "--max-failures", "1")
+    write_jsonl(tmp_path / "c.jsonl", rows)
+    embedx(*arguments)
+    record = next((tmp_path / "s" / "_embedx" / "runs").glob("*/failures.arrow"))
+    record.write_bytes(record.read_bytes()[:50])
+    for command in (arguments, ("failures", "s"), ("inspect", "s")):
+        assert "failures.arrow cannot be read" in embedx(*command, status=1).stderr
+    assert any("failures.arrow" in found["path"] for found in embedx.json("verify", "s", status=1)["problems"])
+
+
+def test_ctrl_c_while_workers_start(embedx, tmp_path):
+    write_jsonl(tmp_path / "c.jsonl", texts(50))
+    run = start(tmp_path, "extract", "c.jsonl", "--encoder", "minilm", "--out", "s", env={})
+    for line in run.stderr:
+        if "starting workers" in line:
+            break
+    os.killpg(run.pid, signal.SIGINT)
+    _, stderr = run.communicate(timeout=60)
+    assert run.returncode == 130 and "Traceback" not in stderr, stderr
+    assert embedx.json("extract", "c.jsonl", "--encoder", "minilm", "--out", "s")["items"]["embedded"] == 50

@@ -61,3 +61,17 @@ def test_vacuum_spares_interrupted_runs_and_takes_leftovers(embedx, tmp_path):
     assert not stray.exists()
     assert embedx.json(*ARGUMENTS, env={"EMBEDX_SHARD_ITEMS": "50"})["shards"]["reused"] >= 2
     assert open_store(tmp_path / "s").count == 1200
+
+
+def test_vacuum_keeps_what_the_log_no_longer_tells(embedx, tmp_path):
+    from deltalake import DeltaTable
+
+    write_jsonl(tmp_path / "c.jsonl", texts(5))
+    embedx(*ARGUMENTS)
+    DeltaTable(str(tmp_path / "s")).create_checkpoint()
+    (tmp_path / "s" / "_delta_log" / f"{0:020d}.json").unlink()
+    notes = next((tmp_path / "s" / "data").iterdir()) / "notes.txt"
+    notes.write_text("somebody's own")
+    assert embedx.json("vacuum", "s", "--retention-hours", "0.5")["orphans"] == []
+    assert notes.exists() and len(content(tmp_path / "s")) == 5
+    embedx("vacuum", "s", "--retention-hours", "nan", status=1)

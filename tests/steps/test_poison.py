@@ -12,7 +12,8 @@ PLUGIN = {"PYTHONPATH": str(ROOT / "tests" / "plugins" / "poison")}
 @pytest.mark.parametrize(
     ("word", "said", "env"), [("KILL", "kills the worker", {}), ("HANG", "never ends", {"EMBEDX_WATCHDOG_S": "12"})]
 )
-def test_the_bad_item_is_quarantined(embedx, tmp_path, word, said, env):
+def test_the_bad_item_is_quarantined(embedx, tmp_path, support_store, word, said, env):
+    # With support_store the model is converted already, which would take longer than this watchdog allows.
     rows = texts(16)
     rows[9]["text"] = f"this one will {word} it"
     write_jsonl(tmp_path / "c.jsonl", rows)

@@ -97,8 +97,9 @@ def read_job(path: Path) -> list[dict[str, Any]]:
     if not isinstance(steps, list) or not steps:
         raise UsageError(f"{path} has no steps", 'Add a [[step]] table with use = "extract"')
     for number, step in enumerate(steps, 1):
-        if step.get("use") not in STEPS:
-            raise UsageError(f"{path} step {number}: unknown use {step.get('use')!r}", f"Steps: {', '.join(STEPS)}")
+        use = step.get("use") if isinstance(step, dict) else step
+        if not isinstance(step, dict) or use not in STEPS:
+            raise UsageError(f"{path} step {number}: unknown use {use!r}", f"Steps: {', '.join(STEPS)}")
     return steps
 
 

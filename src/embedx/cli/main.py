@@ -47,4 +47,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         status = output.show_error("interrupted", "", 130, as_json="--json" in arguments)
     except BrokenPipeError:
         status = 1
+    except OSError as error:
+        # Full disks, lost permissions, names that are too long: wherever they strike, one line says so.
+        where = f"{error.filename}: " if error.filename else ""
+        message = f"{where}{error.strerror or error}"
+        status = output.show_error(message, "Mend the cause and run the same command", 1, as_json="--json" in arguments)
     sys.exit(status if isinstance(status, int) else 0)

@@ -17,8 +17,8 @@ from embedx.core.errors import CorpusError, UsageError
 from embedx.core.specs import CorpusSpec
 from embedx.corpora.decode import IMAGE_SUFFIXES
 from embedx.corpora.tables import Piece, Table, table_format, text_of
-from embedx.store.listing import BATCH_ROWS, INLINE, ListingColumns
-from embedx.store.schema import CarriedColumn, is_column_name
+from embedx.store.listing import BATCH_CHARACTERS, BATCH_ROWS, INLINE, ListingColumns
+from embedx.store.schema import RESERVED, CarriedColumn, is_column_name
 
 
 @dataclass(frozen=True)
@@ -72,15 +72,16 @@ class Corpus:
     def _iterate_rows(self) -> Iterator[list[dict[str, Any]]]:
         for source in self.sources:
             rows: list[dict[str, Any]] = []
-            found = False
+            found, size = False, 0
             for row in (
                 self._iterate_folder(source) if source.table is None else self._iterate_table(source, source.table)
             ):
                 found = True
                 rows.append(row)
-                if len(rows) == BATCH_ROWS:
+                size += len(row.get("content") or "")
+                if len(rows) == BATCH_ROWS or size > BATCH_CHARACTERS:
                     yield rows
-                    rows = []
+                    rows, size = [], 0
             if not found:
                 what = "images" if source.table is None else "rows"
                 seen = f" ({sum(self.ignored.values())} other files)" if source.table is None and self.ignored else ""
@@ -104,7 +105,8 @@ class Corpus:
         carried = [
             (column, f"c_{column.name}")
             for column in self.columns.listed
-            if not (self.kind == "image" and column.name == "path" and column.name not in source.columns)
+            # The path of an image is where it was read from, whatever a column of that name says.
+            if not (self.kind == "image" and column.name == "path")
         ]
         for piece in table.iterate_pieces():
             for position, row in enumerate(piece.rows):
@@ -124,7 +126,9 @@ class Corpus:
             if problem is None and value is not None:
                 digest = xxhash.xxh3_128_hexdigest(value.encode())
                 return {"locator": INLINE, "identity": digest, "content": value}
-            return {"locator": INLINE, "identity": xxhash.xxh3_128_hexdigest(repr(value).encode()), "problem": problem}
+            # Marked, so that no broken value can share the identity of a text: null is not "None".
+            broken = f"\0broken\0{type(value).__name__}\0{value!r}".encode("utf-8", "surrogatepass")
+            return {"locator": INLINE, "identity": xxhash.xxh3_128_hexdigest(broken), "problem": problem}
 
         return item
 
@@ -269,6 +273,12 @@ def _carried_columns(
             f"column {bad[0]!r} cannot be carried under this name",
             "Rename it: item_id, vector, source, digest and parent_id are taken, and spaces and ,;{}()= not allowed",
         )
+    lowered = Counter(name.lower() for name in [*names, *RESERVED])
+    twice = [name for name in names if lowered[name.lower()] > 1]
+    if twice:
+        raise UsageError(
+            f"column {twice[0]!r} differs from another of the store in case only", "Delta cannot keep both: rename one"
+        )
     carried = tuple(CarriedColumn(name, _common_type(name, sources)) for name in names)
     _check_frozen(carried, frozen)
     return ListingColumns(frozen if frozen is not None else carried, content if content in names else None)
@@ -342,7 +352,9 @@ def _file_location(path: str) -> dict[str, Any]:
         stat = os.stat(path)
     except OSError as error:
         return {"locator": path, "identity": "missing", "problem": f"cannot read {path}: {error.strerror}"}
-    return {"locator": path, "identity": f"{stat.st_size}:{stat.st_mtime_ns}"}
+    # With the path, for a table may point an id to another file of like size and time, and with the ctime, which
+    # tells two swapped files apart. Where any of it differs, the file's digest decides.
+    return {"locator": path, "identity": f"{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}:{path}"}
 
 
 def _walk(root: Path, ignored: Counter[str]) -> Iterator[tuple[str, str]]:
@@ -362,7 +374,7 @@ def _walk(root: Path, ignored: Counter[str]) -> Iterator[tuple[str, str]]:
                 folders.append(entry.path)
             elif entry.name.startswith("."):
                 ignored["hidden"] += 1
-            elif entry.is_dir():
+            elif os.path.isdir(entry.path):
                 ignored["link to a folder"] += 1
             elif suffix not in IMAGE_SUFFIXES:
                 ignored[suffix or "no suffix"] += 1

@@ -135,7 +135,7 @@ class Table:
         for number, text in self._lines():
             try:
                 row = json.loads(text)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise CorpusError(
                     f"{self.path}:{number} is not valid JSON ({error})", "Mend or remove the line"
                 ) from None
@@ -207,7 +207,9 @@ def text_of(value: Any) -> str | None:
     """Return a carried value as a string: strings as they are, everything else as JSON; None stays None."""
     if value is None or isinstance(value, str):
         return value
-    return json.dumps(value, ensure_ascii=False, default=str)
+    if isinstance(value, (bool, int, float, list, dict)):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return str(value)
 
 
 def _describe(value: Any) -> str:
@@ -231,7 +233,7 @@ def _naming(path: Path) -> Iterator[None]:
         yield
     except CorpusError:
         raise
-    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+    except (OSError, EOFError, ValueError, OverflowError, zlib.error, pa.ArrowException) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
         raise CorpusError(
             f"{path} cannot be read ({reason})", "Check the file, or remove it from the sources"

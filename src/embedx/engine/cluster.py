@@ -11,10 +11,10 @@ from typing import Any
 import dask
 from distributed import Client, LocalCluster, WorkerPlugin
 
-from embedx.core.errors import BusyError
+from embedx.core.errors import BusyError, EmbedxError
 from embedx.core.specs import Resources
 from embedx.core.threads import cpu_quota, memory_quota_bytes
-from embedx.engine.interrupts import ignore_in_worker
+from embedx.engine.interrupts import ignore_in_worker, signals_blocked
 
 TASKS_PER_WORKER = 2
 """Two shard tasks overlap in a worker, so that reading and writing of one hide behind the forward pass of the other."""
@@ -93,17 +93,22 @@ def plan_workers(resources: Resources) -> tuple[int, int]:
 
 def _local(resources: Resources) -> Iterator[Cluster]:
     workers, threads = plan_workers(resources)
-    with (
-        LocalCluster(
-            n_workers=workers,
-            threads_per_worker=TASKS_PER_WORKER,
-            processes=True,
-            memory_limit=int(memory_quota_bytes() * 0.9 / workers),
-            dashboard_address=":0",
-            silence_logs=logging.CRITICAL,
-        ) as cluster,
-        Client(cluster, set_as_default=False) as client,
-    ):
+    try:
+        with signals_blocked():
+            started = LocalCluster(
+                n_workers=workers,
+                threads_per_worker=TASKS_PER_WORKER,
+                processes=True,
+                memory_limit=int(memory_quota_bytes() * 0.9 / workers),
+                dashboard_address=":0",
+                silence_logs=logging.CRITICAL,
+            )
+    except (RuntimeError, OSError, TimeoutError) as error:
+        raise EmbedxError(
+            f"worker processes do not start ({' '.join(str(error).split())[:200]})",
+            'Check memory and limits; a script must call embedx under if __name__ == "__main__":',
+        ) from error
+    with started as cluster, Client(cluster, set_as_default=False) as client:
         client.register_plugin(_Worker())
         yield Cluster(client, workers, threads)
 

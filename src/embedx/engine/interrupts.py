@@ -51,6 +51,23 @@ def draining_on_signals() -> Iterator[Interrupts]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def signals_blocked() -> Iterator[None]:
+    """Start processes whose every moment is deaf to both signals; this one gets what came when the block ends.
+
+    The mask is inherited by the threads and processes begun within, nannies' later restarts included; a handler of
+    their own would leave the second in which they import open, and Ctrl-C reaches the whole group.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def ignore_in_worker() -> None:
     """Ignore both signals in a worker process: Ctrl-C reaches the whole group, and the driver decides."""
     if threading.current_thread() is threading.main_thread():

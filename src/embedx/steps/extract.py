@@ -91,6 +91,7 @@ def extract(spec: ExtractSpec, resources: Resources | None = None, progress: Pro
             publication = Publication(store, plan, history, store_card, spec.max_failures)
             run = _Run(spec, resources or Resources(), progress, card, corpus, publication)
             if plan.is_empty:
+                _discard_unwanted(publication)
                 return run.report(snapshot.version)
             if plan.shard_rows or plan.new_rewrites:
                 _check_space(run)
@@ -103,6 +104,14 @@ def extract(spec: ExtractSpec, resources: Resources | None = None, progress: Pro
         report = run.report(version)
         clean_up(publication, report)
         return report
+
+
+def _discard_unwanted(publication: Publication) -> None:
+    """Nothing is left to do, so nothing that interrupted runs have finished can be wanted."""
+    used = {file.path for file in publication.plan.snapshot.files}
+    for name in publication.history.interrupted:
+        runs.discard_shards(publication.store.run(name), used)
+        runs.discard_record(publication.store.run(name))
 
 
 def plan_extract(spec: ExtractSpec, progress: ProgressHook = no_progress) -> Report:
@@ -119,7 +128,7 @@ def plan_extract(spec: ExtractSpec, progress: ProgressHook = no_progress) -> Rep
 def _open_all(spec: ExtractSpec) -> tuple[StoreCard | None, EncoderCard, Corpus]:
     """Open what can be wrong before anything is written: store, encoder, corpus."""
     runs.check_out(spec.out)
-    store_card = read_store_card(spec.out)
+    store_card = _known_card(spec.out)
     card = open_encoder(spec.encoder).card
     if store_card is not None:
         _check_store(spec, store_card, card)
@@ -129,11 +138,24 @@ def _open_all(spec: ExtractSpec) -> tuple[StoreCard | None, EncoderCard, Corpus]
             f"{card.ref} embeds {card.modality}s, but {corpus.sources[0].path} holds {corpus.kind}s",
             "Choose an encoder for it; see embedx encoders",
         )
+    if store_card is not None and store_card.content_column != corpus.columns.content_column:
+        raise UsageError(
+            f"{spec.out} carries the text as {store_card.content_column!r}, not as {corpus.columns.content_column!r}",
+            "Use the same --text-column, or extract to another --out",
+        )
     if spec.mirror and corpus.positional:
         raise UsageError(
             f"--mirror needs stable ids, but those of {corpus.positional[0]} are row numbers", "Name an --id-column"
         )
     return store_card, card, corpus
+
+
+def _known_card(root: Path) -> StoreCard | None:
+    """Return the card that binds this run: of a store with a version, or with a run that can be resumed."""
+    layout = StoreLayout(root)
+    if not layout.delta_log.is_dir() and not runs.read_history(layout).interrupted:
+        return None
+    return read_store_card(root)
 
 
 def _check_store(spec: ExtractSpec, store_card: StoreCard, card: EncoderCard) -> None:
@@ -182,7 +204,7 @@ def _compute(run: _Run, interrupts: Interrupts) -> None:
             if plan.shard_rows:
                 state.note = "loading the encoder"
                 run.progress(state)
-                job = _fly(run, cluster, job)
+                job = _fly(run, cluster, job, interrupts)
             mark_begun(run.publication)
             interrupts.check("stopped before the first shard", RESUME)
             state.note, state.started = "", time.monotonic()
@@ -213,10 +235,10 @@ def _job(run: _Run, cluster: Cluster) -> ShardJob:
     )
 
 
-def _fly(run: _Run, cluster: Cluster, job: ShardJob) -> ShardJob:
+def _fly(run: _Run, cluster: Cluster, job: ShardJob, interrupts: Interrupts) -> ShardJob:
     """Try the encoder on a worker before the first shard; a new store gets its precision and card."""
     known = run.publication.card
-    flown: Preflight = cluster.run(preflight, job, "" if known else run.spec.precision)
+    flown = _try_encoder(run, cluster, job, interrupts)
     run.preflight = flown
     if known is None:
         card = StoreCard(
@@ -238,6 +260,22 @@ def _fly(run: _Run, cluster: Cluster, job: ShardJob) -> ShardJob:
             "A library or driver changed; use the versions of then, or extract to another --out",
         )
     return job
+
+
+def _try_encoder(run: _Run, cluster: Cluster, job: ShardJob, interrupts: Interrupts) -> Preflight:
+    """Run the preflight on a worker; a sample that kills or hangs it is replaced by the encoder's canaries."""
+    asked = "" if run.publication.card else run.spec.precision
+    window = Window(cluster.client, 1, lambda: bool(interrupts.signal_number))
+    for use_sample in (True, False):
+        task = Task(f"preflight-{job.run}-{use_sample}", preflight, (job, asked, use_sample), retries=1)
+        for outcome in window.iterate([task]):
+            run.progress(Progress("extract", note="loading the encoder"))
+            if outcome is not None and outcome.error is None:
+                return outcome.result
+            if outcome is not None and not (outcome.is_suspect and use_sample):
+                _raise(outcome)
+        interrupts.check("stopped while loading the encoder", RESUME)
+    raise EmbedxError(f"{run.card.ref} could not be tried on a worker", RESUME)
 
 
 def _run_tasks(run: _Run, cluster: Cluster, job: ShardJob, state: Progress, interrupts: Interrupts) -> None:
@@ -294,7 +332,9 @@ def _raise(outcome: Outcome) -> None:
     if isinstance(error, EmbedxError):
         raise error
     if outcome.is_suspect:
-        raise EmbedxError(f"{outcome.task.key} kills its workers, but no single item of it does", OUT_OF_MEMORY)
+        raise EmbedxError(
+            f"{outcome.task.key} kills or hangs its workers, but no single item of it does", OUT_OF_MEMORY
+        )
     raise EmbedxError(
         f"{outcome.task.key} failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}",
         "Finished shards are kept; mend the cause and run the same command",

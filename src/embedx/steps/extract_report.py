@@ -92,6 +92,8 @@ def item_counts(plan: Plan, corpus: Corpus, embedded: int, failed: int) -> dict[
     return {
         "listed": plan.listed,
         "planned": plan.planned,
+        "new": plan.kinds.get("new", 0),
+        "changed": plan.kinds.get("changed", 0),
         "embedded": embedded,
         "failed": failed,
         "unchanged": plan.kinds.get("unchanged", 0),

@@ -97,7 +97,7 @@ def extract_shard(job: ShardJob, shard: int, quarantined: tuple[tuple[int, str],
     clock = Clock()
     session = job.session()
     rows = read_plan_shard(job.layout.file("plan.arrow"), shard)
-    rows = _quarantine(rows, quarantined)
+    rows = _quarantine(job, rows, quarantined)
     embedded, digests, bytes_read = embed_rows(job, session, rows, clock)
     vectors = embedded.vectors if job.full_bits else round_mantissa(embedded.vectors)
     table = _build_table(job, rows, embedded.positions, vectors, digests)
@@ -124,17 +124,18 @@ def extract_shard(job: ShardJob, shard: int, quarantined: tuple[tuple[int, str],
     return write_shard(path, table, receipt)
 
 
-def _quarantine(rows: pa.RecordBatch, quarantined: tuple[tuple[int, str], ...]) -> pa.RecordBatch:
+def _quarantine(job: ShardJob, rows: pa.RecordBatch, quarantined: tuple[tuple[int, str], ...]) -> pa.RecordBatch:
     if not quarantined:
         return rows
     problems = rows.column("problem").to_pylist()
     identities = rows.column("identity").to_pylist()
     for position, why in quarantined:
         problems[position] = why
-        # Rows of one identity are embedded once: the others like it must not bring the item back.
-        same = [row for row, identity in enumerate(identities) if identity == identities[position]]
-        for row in same:
-            problems[row] = why
+        if job.kind == "text":
+            # Equal texts are embedded once: the others like it must not bring the item back.
+            for row, identity in enumerate(identities):
+                if identity == identities[position]:
+                    problems[row] = why
     place = rows.schema.get_field_index("problem")
     return rows.set_column(place, rows.schema.field(place), pa.array(problems, pa.string()))
 

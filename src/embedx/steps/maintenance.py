@@ -10,12 +10,15 @@ import pyarrow as pa
 from embedx.core.errors import CorpusError, StoreError
 from embedx.core.reports import Report
 from embedx.corpora.tables import Table, table_format
+from embedx.engine.interrupts import draining_on_signals
 from embedx.steps.extract_shard import ShardJob, rewrite_shard
 from embedx.steps.planning import Plan, Rewrite
 from embedx.steps.publishing import Publication, clean_up, mark_begun, publish
 from embedx.store import cleaning, delta, runs
 from embedx.store.reader import Store, open_store
 from embedx.store.shards import read_arrow, write_arrow
+
+MAX_RETENTION_HOURS = 24.0 * 365 * 100
 
 
 def delete(path: Path, ids: Iterable[str]) -> Report:
@@ -33,7 +36,7 @@ def delete(path: Path, ids: Iterable[str]) -> Report:
     """
     wanted = sorted(set(ids))
     open_store(path)
-    with runs.writing(path) as layout:
+    with runs.writing(path) as layout, draining_on_signals() as interrupts:
         store = open_store(path)
         found = _find(store, wanted)
         if not found.num_rows:
@@ -55,9 +58,13 @@ def delete(path: Path, ids: Iterable[str]) -> Report:
             mark_begun(publication)
             job = _job(store, run.run)
             publication.receipts = [rewrite_shard(job, shard, rewrite.path) for shard, rewrite in plan.new_rewrites]
+            interrupts.check("stopped before anything was removed", "Run the same command again")
             version = publish(publication)
         except BaseException:
-            runs.discard_record(run)
+            # Once the transaction is in the log the record belongs to a version.
+            if not delta.run_markers(path, [run.run]):
+                runs.discard_record(run)
+                runs.discard_shards(run, set())
             raise
         missing = sorted(set(wanted) - set(found.column("item_id").to_pylist()))
         report = {"path": str(path), "version": version, "removed": found.num_rows, "missing": missing}
@@ -94,6 +101,8 @@ def _find(store: Store, ids: list[str]) -> pa.Table:
             "update": pa.array([False] * len(found), pa.bool_()),
         }
         pieces.append(pa.table(columns))
+    if not pieces:
+        raise CorpusError(f"{store.path} has no items", "There is nothing to delete")
     return pa.concat_tables(pieces)
 
 
@@ -136,8 +145,8 @@ def vacuum(path: Path, retention_hours: float = 168.0, dry_run: bool = False) ->
     Raises:
         StoreError: there is no store, or the retention is negative.
     """
-    if retention_hours < 0:
-        raise StoreError(f"a retention of {retention_hours:g} hours lies in the future", "Pass 0 or more")
+    if not 0 <= retention_hours <= MAX_RETENTION_HOURS:
+        raise StoreError(f"a retention of {retention_hours:g} hours makes no sense", "Pass e.g. 168")
     open_store(path)
     with runs.writing(path) as layout:
         orphans = cleaning.find_orphans(layout)

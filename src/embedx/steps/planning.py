@@ -31,7 +31,7 @@ from embedx.store.runs import (
     latest_failures,
     read_attempt_failures,
 )
-from embedx.store.shards import FAILURE_SCHEMA, Receipt, write_arrow
+from embedx.store.shards import FAILURE_SCHEMA, Receipt, is_whole_arrow, read_arrow, write_arrow
 
 BYTES_PER_TOKEN = 4
 """Of English text: a static estimate for cutting shards, never for batches."""
@@ -68,6 +68,7 @@ class Plan:
         failures: failed items that stand already: carried over, and adopted from interrupted runs.
         adopted_failed: how many of these are adopted.
         duplicates: listed items dropped because another has their id.
+        forgotten: earlier failures that stand no longer.
     """
 
     layout: RunLayout
@@ -81,6 +82,7 @@ class Plan:
     failures: list[pa.Table] = field(default_factory=list)
     adopted_failed: int = 0
     duplicates: int = 0
+    forgotten: int = 0
 
     @property
     def to_embed(self) -> int:
@@ -100,7 +102,7 @@ class Plan:
     @property
     def is_empty(self) -> bool:
         """Whether the store is up to date."""
-        return not self.planned and not self.rewrites
+        return not self.planned and not self.rewrites and not self.forgotten
 
     @property
     def new_rewrites(self) -> list[tuple[int, Rewrite]]:
@@ -193,9 +195,11 @@ def _compare(planning: Planning, diff: Diff, plan: Plan) -> None:
     if by_file and planning.snapshot.files:
         _acquit_touched(diff)
     gone = [source.label for source in corpus.sources] if spec.mirror else []
-    standing = diff.surviving_failures(latest_failures(planning.store, planning.history), gone)
-    if standing is not None and standing.num_rows:
+    known = latest_failures(planning.store, planning.history)
+    standing = diff.surviving_failures(known, gone)
+    if known is not None and standing is not None:
         plan.failures.append(standing.cast(FAILURE_SCHEMA))
+        plan.forgotten = read_arrow(known).num_rows - standing.num_rows
 
 
 def _acquit_touched(diff: Diff) -> None:
@@ -217,7 +221,7 @@ def _adopt(planning: Planning, diff: Diff, plan: Plan) -> list[FinishedShard]:
     adoptable = [run for run, record in planning.history.interrupted.items() if record.basis == basis]
     finished = [pair for run in adoptable for pair in find_finished(planning.store, run)]
     plans = {run: planning.store.run(run).file("plan.arrow") for run in adoptable}
-    plans = {run: path for run, path in plans.items() if path.exists()}
+    plans = {run: path for run, path in plans.items() if is_whole_arrow(path)}
     finished = [(shard, receipt) for shard, receipt in finished if shard.run in plans]
     if not finished:
         return []
@@ -226,19 +230,16 @@ def _adopt(planning: Planning, diff: Diff, plan: Plan) -> list[FinishedShard]:
     partial = []
     for shard, receipt in finished:
         wanted = matched.get((shard.run, shard.shard), 0)
-        if wanted == shard.rows:
+        if wanted == shard.rows and shard.rows:
             plan.adopted.append((shard, receipt))
         elif wanted:
             partial.append(shard)
             plan.rewrites.append(Rewrite(shard.path, wanted, published=False))
-    failed_ids = diff.adopted_failed_ids()
+    standing = diff.adopted_failures()
     for shard, receipt in finished:
-        if shard.failed_ids:
+        if ids := standing.get((shard.run, shard.shard)):
             table = read_attempt_failures(planning.store.run(shard.run), receipt)
-            wanted_rows = pc.is_in(table.column("item_id"), pa.array(sorted(failed_ids), pa.string()))
-            table = table.filter(wanted_rows)
-            if table.num_rows:
-                plan.failures.append(table)
+            plan.failures.append(table.filter(pc.is_in(table.column("item_id"), pa.array(ids, pa.string()))))
     return partial
 
 

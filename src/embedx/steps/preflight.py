@@ -43,12 +43,14 @@ class Preflight:
     note: str
 
 
-def preflight(job: ShardJob, asked: str) -> Preflight:
+def preflight(job: ShardJob, asked: str, use_sample: bool = True) -> Preflight:
     """Load the encoder, embed its canaries and, for a new store, decide its precision.
 
     Args:
         job: with the run's plan written; its precision is only used when `asked` is empty.
         asked: auto, fp32 or bf16 for a new store; empty for an existing one.
+        use_sample: measure on the first items of the corpus, else on the encoder's own canaries: an item may be
+            one that kills.
     """
     if not asked:
         session = job.session()
@@ -65,7 +67,7 @@ def preflight(job: ShardJob, asked: str) -> Preflight:
             return _flown(job, open_at("fp32"), "bf16", "as asked; computed in fp32, this machine has no bf16")
         return _flown(job, open_at("fp32"), "fp32", "this machine has no bf16")
     fast = open_at("bf16")
-    measured = _measure_bf16(job, fast, open_at)
+    measured = _measure_bf16(job, fast, open_at, SAMPLE_ITEMS if use_sample else 0)
     if asked == "auto" and not passes_gate(measured.fidelity, "bf16"):
         close_session(fast)
         return _flown(job, open_at("fp32"), "fp32", f"bf16 misses its gate {measured.describe()}")
@@ -84,9 +86,9 @@ class _Measured:
         return f"on {self.items} items, {self.fidelity.describe()}"
 
 
-def _measure_bf16(job: ShardJob, fast: Session, open_at: Callable[[str], Session]) -> _Measured:
+def _measure_bf16(job: ShardJob, fast: Session, open_at: Callable[[str], Session], most: int) -> _Measured:
     """Compare bf16 with fp32 on the first items; remembered, for the same items give the same answer here."""
-    rows = read_plan_shard(job.layout.file("plan.arrow"), 0).slice(0, SAMPLE_ITEMS)
+    rows = read_plan_shard(job.layout.file("plan.arrow"), 0).slice(0, most)
     sample = rows.column("identity").to_pylist()
     runtime = fast.embedder.runtime
     key = ["bf16", job.fingerprint, runtime.name, version(runtime.name), platform.processor(), cpu_quota(), sample]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -10,8 +11,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from embedx.store import runs
+from embedx.store import delta, runs
 from embedx.store.layout import StoreLayout
+
+_OURS = re.compile(r"\d{5,}\.parquet|\.\d{5,}\.parquet\.[0-9a-f]+")
+"""Shard files, and the temporary names they are written under."""
 
 
 def matching_ids(path: Path, wanted: pa.Array) -> list[str]:
@@ -35,6 +39,9 @@ def find_orphans(layout: StoreLayout) -> list[Path]:
         for path in sorted(folder.iterdir()):
             name = path.relative_to(layout.root).as_posix()
             # A dot-file is a temporary of a writer that died: with the lock held none is alive here.
+            # Whatever else lies there was put there by somebody else.
+            if not _OURS.fullmatch(path.name):
+                continue
             if name not in known and (path.name.startswith(".") or folder.name not in open_runs):
                 found.append(path)
     return found
@@ -52,7 +59,12 @@ def remove_orphans(layout: StoreLayout, orphans: list[Path]) -> None:
 
 def _ever_published(layout: StoreLayout) -> set[str]:
     """Return every path that a commit of the log adds. Commits are kept ten years (see `delta.CONFIGURATION`)."""
-    paths = set()
+    paths: set[str] = set()
+    history = runs.read_history(layout)
+    # Commits before a checkpoint may be gone: the run records and the present version know their files too.
+    for name in history.published:
+        paths.update(entry["path"] for entry in json.loads(layout.run(name).file("files.json").read_text()))
+    paths.update(file.path for file in delta.open_snapshot(layout.root).files)
     for commit in layout.delta_log.glob("*.json"):
         for line in commit.read_text().splitlines():
             action = json.loads(line)

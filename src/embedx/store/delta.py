@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from dataclasses import dataclass
@@ -242,7 +243,7 @@ def vacuum(root: Path, retention_hours: float, dry_run: bool) -> list[str]:
     if table is None:
         return []
     deleted: list[str] = table.vacuum(
-        retention_hours=int(retention_hours), dry_run=dry_run, enforce_retention_duration=False, full=False
+        retention_hours=math.ceil(retention_hours), dry_run=dry_run, enforce_retention_duration=False, full=False
     )
     return deleted
 

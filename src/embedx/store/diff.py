@@ -24,9 +24,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pds
 
+from embedx.core.errors import StoreError
+from embedx.core.paths import replacing
 from embedx.core.threads import cpu_quota, memory_quota_bytes
 from embedx.store.delta import Snapshot
 from embedx.store.listing import ListingColumns
+from embedx.store.shards import is_whole_arrow
 
 EMBED = "('new', 'changed')"
 
@@ -78,7 +81,7 @@ class Diff:
         self._do(f"SET threads = {cpu_quota()}")
         self._do("SET preserve_insertion_order = false")
         self._do(f"SET temp_directory = '{str(work_dir / 'duckdb').replace(chr(39), chr(39) * 2)}'")
-        self._con.register("listing", pds.dataset([str(listing)], format="ipc"))
+        self._con.register("listing", _dataset(listing))
 
     def __enter__(self) -> Diff:
         return self
@@ -119,7 +122,7 @@ class Diff:
         self._create_current(identities)
         self._create_failed(known_failures, retry_failed)
         compared = ["source", *self._columns.listed_names]
-        differs = " OR ".join(f'w."{name}" IS DISTINCT FROM s."{name}"' for name in compared)
+        differs = " OR ".join(f"w.{_quoted(name)} IS DISTINCT FROM s.{_quoted(name)}" for name in compared)
         self._do(
             f"""CREATE TEMP TABLE decision AS
             WITH w AS (
@@ -135,6 +138,10 @@ class Diff:
                      ELSE 'unchanged' END AS kind
             FROM w LEFT JOIN current s USING (item_id) LEFT JOIN failed f USING (item_id)"""
         )
+        if doubled := self._scalar("SELECT count(*) - count(DISTINCT row) FROM decision"):
+            raise StoreError(
+                f"{doubled} items of {self._snapshot.root} stand there more than once", "Run embedx verify on the store"
+            )
 
     def _create_current(self, identities: list[Path]) -> None:
         if not self._snapshot.files:
@@ -149,13 +156,15 @@ class Diff:
             "file_names",
             pa.table(
                 {
-                    "filename": [str(root / file.path) for file in self._snapshot.files],
+                    "__embedx_file": [str(root / file.path) for file in self._snapshot.files],
                     "old_path": [file.path for file in self._snapshot.files],
                 }
             ),
         )
         names = [str(root / file.path) for file in self._snapshot.files]
-        carried = "".join(f', r."{column.name}" AS "c_{column.name}"' for column in self._columns.listed)
+        carried = "".join(
+            f", r.{_quoted(column.name)} AS {_quoted('c_' + column.name)}" for column in self._columns.listed
+        )
         identity, join = "r.digest", ""
         if identities:
             self._union("identity_log", identities, "item_id, identity")
@@ -165,25 +174,26 @@ class Diff:
         self._do(
             f"""CREATE TEMP TABLE current AS
                 SELECT r.item_id, r.source, r.digest, n.old_path, {identity} AS identity{carried}
-                FROM read_parquet(?, filename = true) r JOIN file_names n USING (filename) {join}""",
+                FROM read_parquet(?, filename = '__embedx_file', hive_partitioning = false) r
+                JOIN file_names n USING (__embedx_file) {join}""",
             [names],
         )
 
     def _create_failed(self, known_failures: Path | None, retry_failed: bool) -> None:
         self._do("CREATE TEMP TABLE failed (item_id VARCHAR, identity VARCHAR)")
         if known_failures is not None and not retry_failed:
-            self._con.register("failure_file", pds.dataset([str(known_failures)], format="ipc"))
-            self._do("INSERT INTO failed SELECT item_id, identity FROM failure_file")
+            self._con.register("failure_file", _dataset(known_failures))
+            self._do("INSERT INTO failed SELECT DISTINCT item_id, identity FROM failure_file")
 
     def _union(self, name: str, paths: list[Path], select: str) -> None:
         parts = []
         for generation, path in enumerate(paths):
-            self._con.register(f"{name}_{generation}", pds.dataset([str(path)], format="ipc"))
+            self._con.register(f"{name}_{generation}", _dataset(path))
             parts.append(f"SELECT {select}, {generation} AS generation FROM {name}_{generation}")
         self._do(f"CREATE TEMP VIEW {name} AS {' UNION ALL '.join(parts)}")
 
     def _listed(self, prefix: str = "") -> str:
-        return "".join(f', {prefix}"{name}"' for name in self._columns.listed_names)
+        return "".join(f", {prefix}{_quoted(name)}" for name in self._columns.listed_names)
 
     # -- files whose size or time changed, but perhaps not their content --------------------------------------
 
@@ -233,12 +243,13 @@ class Diff:
         )
         parts = []
         for number, (run, plan) in enumerate(plans.items()):
-            self._con.register(f"open_plan_{number}", pds.dataset([str(plan)], format="ipc"))
+            self._con.register(f"open_plan_{number}", _dataset(plan))
             parts.append(
                 f"SELECT '{run}' AS run, shard, item_id, source, identity{self._listed()} FROM open_plan_{number}"
             )
         same = " AND ".join(
-            f'd."{name}" IS NOT DISTINCT FROM p."{name}"' for name in ("source", *self._columns.listed_names)
+            f"d.{_quoted(name)} IS NOT DISTINCT FROM p.{_quoted(name)}"
+            for name in ("source", *self._columns.listed_names)
         )
         self._do(
             f"""CREATE TEMP TABLE finished_rows AS
@@ -263,10 +274,10 @@ class Diff:
         rows = self._do("SELECT run, shard, count(*) FROM matched WHERE NOT failed GROUP BY ALL")
         return {(run, shard): count for run, shard, count in rows}
 
-    def adopted_failed_ids(self) -> set[str]:
-        """Return the items whose failure in an interrupted run stands."""
-        rows = self._do("SELECT item_id FROM decision WHERE kind = 'adopted_failed'")
-        return {item_id for (item_id,) in rows}
+    def adopted_failures(self) -> dict[tuple[str, int], list[str]]:
+        """Return (run, shard) -> the items whose failure there stands; each item stands in one shard only."""
+        rows = self._do("SELECT run, shard, list(item_id) FROM matched WHERE failed GROUP BY ALL")
+        return {(run, shard): ids for run, shard, ids in rows}
 
     # -- results -------------------------------------------------------------------------------------------
 
@@ -329,7 +340,11 @@ class Diff:
         reader = self._con.sql(
             "SELECT item_id, identity FROM decision WHERE kind NOT IN ('failed_before')"
         ).to_arrow_reader(65_536)
-        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, reader.schema) as writer:
+        with (
+            replacing(path) as temporary,
+            pa.OSFile(str(temporary), "wb") as sink,
+            pa.ipc.new_file(sink, reader.schema) as writer,
+        ):
             for batch in reader:
                 writer.write_batch(batch)
 
@@ -342,7 +357,7 @@ class Diff:
         """
         if known_failures is None:
             return None
-        self._con.register("old_failures", pds.dataset([str(known_failures)], format="ipc"))
+        self._con.register("old_failures", _dataset(known_failures))
         return self._con.sql(
             """SELECT o.* FROM old_failures o LEFT JOIN decision d USING (item_id)
                WHERE d.kind = 'failed_before' OR (d.kind IS NULL AND NOT list_contains(?, o.source))""",
@@ -350,11 +365,24 @@ class Diff:
         ).to_arrow_table()
 
     def _nulls(self) -> list[str]:
-        return [f'CAST(NULL AS {_DUCK_TYPES[column.type]}) AS "c_{column.name}"' for column in self._columns.listed]
+        return [
+            f"CAST(NULL AS {_DUCK_TYPES[column.type]}) AS {_quoted('c_' + column.name)}"
+            for column in self._columns.listed
+        ]
 
     def _scalar(self, query: str) -> int:
         ((value,),) = self._do(query)
         return int(value)
+
+
+def _dataset(path: Path) -> pds.Dataset:
+    if not is_whole_arrow(path):
+        raise StoreError(f"{path} cannot be read: it is damaged or missing", "Restore it, or run embedx verify")
+    return pds.dataset([str(path)], format="ipc")
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
 
 
 _DUCK_TYPES = {"string": "VARCHAR", "long": "BIGINT", "double": "DOUBLE", "boolean": "BOOLEAN"}

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 import pyarrow as pa
 
+from embedx.core.paths import replacing
 from embedx.store.schema import CarriedColumn
 
 BATCH_ROWS = 8_192
+
+BATCH_CHARACTERS = 2**26
+"""Of texts in a batch: far below the 2 GiB that an Arrow string column of one batch may hold."""
 
 INLINE = "inline"
 """Locator of an item whose content stands in the listing itself (texts of tables)."""
@@ -90,15 +96,19 @@ class PlanWriter:
         self.shard_rows: list[int] = []
 
     def __enter__(self) -> PlanWriter:
-        self._sink = pa.OSFile(str(self._path), "wb")
-        self._writer = pa.ipc.new_file(self._sink, self._schema, options=_compressed())
+        with ExitStack() as stack:
+            temporary = stack.enter_context(replacing(self._path))
+            sink = stack.enter_context(pa.OSFile(str(temporary), "wb"))
+            self._writer = stack.enter_context(pa.ipc.new_file(sink, self._schema, options=_compressed()))
+            self._stack = stack.pop_all()
         return self
 
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if kind is None:
             self._flush()
-        self._writer.close()
-        self._sink.close()
+        self._stack.__exit__(kind, error, trace)
 
     def add(self, shard: int, rows: pa.RecordBatch) -> None:
         """Add rows of a shard; shards come in ascending order without gaps."""

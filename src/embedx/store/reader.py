@@ -47,7 +47,7 @@ class StoreCard:
     def basis(self) -> str:
         """Fingerprint of what makes finished shards of another run fit: encoder, precision, mantissa, columns."""
         columns = [[column.name, column.type] for column in self.columns]
-        return fingerprint([self.encoder.fingerprint, self.precision, self.full_bits, columns])
+        return fingerprint([self.encoder.fingerprint, self.precision, self.full_bits, columns, self.content_column])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the file's JSON."""
@@ -69,9 +69,9 @@ class StoreCard:
         Raises:
             StoreError: another format, or keys are missing.
         """
-        if data.get("format") != STORE_FORMAT:
+        if not isinstance(data, dict) or data.get("format") != STORE_FORMAT:
             raise StoreError(
-                f"{where} has format {data.get('format')!r}, this embedx reads format {STORE_FORMAT}",
+                f"{where} is not of format {STORE_FORMAT}, which this embedx reads",
                 "Use the embedx version that wrote it, or extract again",
             )
         try:

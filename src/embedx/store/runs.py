@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -58,6 +59,9 @@ def writing(root: Path) -> Iterator[StoreLayout]:
 
 def check_out(root: Path) -> None:
     """Raise a StoreError unless `root` is a store, an empty folder or absent."""
+    if re.search(r"%[0-9A-Fa-f]{2}", str(root.resolve())):
+        # Delta's own library decodes such a path, and would write to another folder.
+        raise StoreError(f"{root} has a percent sign before two hex digits", "Choose another --out")
     if root.is_symlink() and not root.exists():
         raise StoreError(f"{root} is a broken link", "Choose another --out")
     if root.exists() and not root.is_dir():

@@ -161,6 +161,25 @@ def write_arrow(path: Path, table: pa.Table) -> None:
 
 
 def read_arrow(path: Path) -> pa.Table:
-    """Read an Arrow file whole."""
-    with pa.OSFile(str(path), "rb") as source:
-        return pa.ipc.open_file(source).read_all()
+    """Read an Arrow file whole.
+
+    Raises:
+        StoreError: it is missing or damaged.
+    """
+    try:
+        with pa.OSFile(str(path), "rb") as source:
+            return pa.ipc.open_file(source).read_all()
+    except (OSError, pa.ArrowException) as error:
+        raise StoreError(
+            f"{path} cannot be read ({' '.join(str(error).split())[:160]})", "Restore it, or run embedx verify"
+        ) from error
+
+
+def is_whole_arrow(path: Path) -> bool:
+    """Whether an Arrow file is there and has its end, which is written last."""
+    try:
+        with pa.OSFile(str(path), "rb") as source:
+            pa.ipc.open_file(source)
+    except (OSError, pa.ArrowException):
+        return False
+    return True

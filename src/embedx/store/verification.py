@@ -21,7 +21,7 @@ from embedx.store.delta import DataFile
 from embedx.store.layout import StoreLayout
 from embedx.store.reader import Store, open_store
 from embedx.store.schema import vectors_from_array
-from embedx.store.shards import read_arrow, read_receipt
+from embedx.store.shards import is_whole_arrow, read_arrow, read_receipt
 
 NORM_TOLERANCE = 2e-3
 """A unit vector's length after rounding to 10 mantissa bits."""
@@ -81,6 +81,11 @@ def _promised_digests(layout: StoreLayout) -> tuple[dict[str, dict], list[Proble
     problems = []
     for name in runs.read_history(layout).published:
         path = layout.run(name).file("files.json")
+        identities = layout.run(name).file("identities.arrow")
+        if identities.exists() and not is_whole_arrow(identities):
+            problems.append(
+                Problem(str(identities.relative_to(layout.root)), "is damaged: the next run cannot compare")
+            )
         try:
             promised.update({entry["path"]: entry for entry in json.loads(path.read_text())})
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -164,7 +169,8 @@ def _duplicate_problems(store: Store, files: list[DataFile]) -> list[Problem]:
     names = [str(store.path / file.path) for file in files]
     with duckdb.connect() as connection:
         rows = connection.execute(
-            """SELECT item_id, list(filename) FROM read_parquet(?, filename = true)
+            """SELECT item_id, list(__embedx_file)
+               FROM read_parquet(?, filename = '__embedx_file', hive_partitioning = false)
                GROUP BY item_id HAVING count(*) > 1 ORDER BY item_id LIMIT 5""",
             [names],
         ).fetchall()
@@ -179,13 +185,18 @@ def _failure_problems(store: Store, layout: StoreLayout, files: list[DataFile]) 
     path = runs.latest_failures(layout, runs.read_history(layout))
     if path is None or not files:
         return []
-    failed = read_arrow(path).column("item_id").to_pylist()
+    try:
+        failed = read_arrow(path).column("item_id").to_pylist()
+    except StoreError as error:
+        return [Problem(str(path.relative_to(store.path)), error.message)]
     if not failed:
         return []
     names = [str(store.path / file.path) for file in files]
     with duckdb.connect() as connection:
         rows = connection.execute(
-            "SELECT item_id FROM read_parquet(?) WHERE item_id IN (SELECT unnest(?)) LIMIT 5", [names, failed]
+            """SELECT item_id FROM read_parquet(?, hive_partitioning = false)
+               WHERE item_id IN (SELECT unnest(?)) LIMIT 5""",
+            [names, failed],
         ).fetchall()
     return [
         Problem(str(path.relative_to(store.path)), f"item {item_id!r} is listed as failed but has a vector")
