@@ -10,7 +10,7 @@ from typing import Annotated, TextIO
 
 import typer
 
-from embedx.core.reports import Progress, ProgressHook, Report
+from embedx.core.reports import Progress, Report
 
 AsJson = Annotated[
     bool,
@@ -58,55 +58,67 @@ def format_bytes(size: float) -> str:
 
 
 class ProgressLine:
-    """Shows progress: a live line on a terminal, else one line every 30 s."""
+    """Shows progress: a bar on a terminal, else one line every 30 s and one for each new note."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
-        self._live = self._stream.isatty()
+        self._bar: _Bar | None = None
         self._last = 0.0
         self._note = ""
-        self._open = False
 
     def __call__(self, progress: Progress) -> None:
         """Show the present state, if it is time to."""
-        now = time.monotonic()
-        new_note = progress.note != self._note
-        if not new_note and now - self._last < (0.2 if self._live else LINE_EVERY_S):
+        if self._stream.isatty():
+            if self._bar is None:
+                self._bar = _Bar(self._stream)
+            self._bar.show(progress)
             return
-        self._last, self._note = now, progress.note
-        text = self._text(progress)
-        if self._live:
-            self._stream.write(f"\r\x1b[2K{text}")
-            self._open = True
-        else:
-            self._stream.write(text + "\n")
-        self._stream.flush()
+        now = time.monotonic()
+        if progress.note != self._note or now - self._last >= LINE_EVERY_S:
+            self._last, self._note = now, progress.note
+            self._stream.write(progress_text(progress) + "\n")
+            self._stream.flush()
 
     def close(self) -> None:
-        """End a live line, so that what follows starts on a fresh one."""
-        if self._open:
-            self._stream.write("\r\x1b[2K")
-            self._stream.flush()
-            self._open = False
-
-    @staticmethod
-    def _text(progress: Progress) -> str:
-        parts = [progress.step]
-        if progress.total:
-            parts.append(f"{progress.done:,}/{progress.total:,} ({100 * progress.done / progress.total:.0f} %)")
-            if progress.done > progress.reused:
-                parts.append(f"{progress.rate:,.0f}/s")
-            if progress.eta_s is not None and progress.done < progress.total:
-                parts.append(f"{format_seconds(progress.eta_s)} left")
-            if progress.failed:
-                parts.append(f"{progress.failed:,} failed")
-        if progress.note:
-            parts.append(progress.note)
-        return "  ".join(parts)
+        """Take the bar away, so that what follows starts on a fresh line."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
 
 
-def progress_hook(quiet: bool = False) -> ProgressHook:
-    """Return where a step should report its progress."""
-    from embedx.core.reports import no_progress
+class _Bar:
+    """A rich progress bar with our own rate and time left: rich's would count what was reused."""
 
-    return no_progress if quiet else ProgressLine()
+    def __init__(self, stream: TextIO) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn
+        from rich.progress import Progress as RichProgress
+
+        columns = (TextColumn("{task.fields[step]}"), BarColumn(bar_width=24), TextColumn("{task.fields[text]}"))
+        self._rich = RichProgress(*columns, console=Console(file=stream), transient=True)
+        self._task = self._rich.add_task("", total=None, step="", text="")
+        self._rich.start()
+
+    def show(self, progress: Progress) -> None:
+        text = progress_text(progress).removeprefix(progress.step).strip()
+        total = progress.total or None
+        self._rich.update(self._task, total=total, completed=progress.done, step=progress.step, text=text)
+
+    def close(self) -> None:
+        self._rich.stop()
+
+
+def progress_text(progress: Progress) -> str:
+    """Return the state in one line: count, rate, time left, failures, note."""
+    parts = [progress.step]
+    if progress.total:
+        parts.append(f"{progress.done:,}/{progress.total:,} ({100 * progress.done / progress.total:.0f} %)")
+        if progress.done > progress.reused:
+            parts.append(f"{progress.rate:,.0f}/s")
+        if progress.eta_s is not None and progress.done < progress.total:
+            parts.append(f"{format_seconds(progress.eta_s)} left")
+        if progress.failed:
+            parts.append(f"{progress.failed:,} failed")
+    if progress.note:
+        parts.append(progress.note)
+    return "  ".join(parts)
