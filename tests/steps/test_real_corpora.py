@@ -149,3 +149,16 @@ def test_broken_images_are_listed_and_the_others_embedded(shared, tmp_path):
     failures = {entry["id"]: entry["message"] for entry in command.json("failures", "s")["failures"]}
     assert {"truncated.jpg", "truncated.png", "giant-image.jpg", "corrupt-header.jpg"} <= failures.keys()
     assert len(failures) == items["failed"] and not failures.keys() & set(open_store(tmp_path / "s").vectors()[0])
+
+
+def test_static_embeddings_are_those_of_the_library(shared, tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    command = Command(tmp_path)
+    model = shared / "weights" / "potion-base-4m"
+    source = shared / "data" / "clinc150" / "val.jsonl"
+    command("extract", source, "--encoder", f"sentence_transformers:{model}", "--out", "s", "--precision", "fp32")
+    texts, vectors = rows_of(tmp_path / "s", "text", 500)
+    reference = SentenceTransformer(str(model), device="cpu").encode(texts)
+    fidelity = measure_fidelity(vectors, reference)
+    assert fidelity.raw_min >= 0.99999 and fidelity.centred_min >= 0.9999, fidelity
