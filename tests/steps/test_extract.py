@@ -185,13 +185,14 @@ def test_a_killed_worker_costs_nothing_but_time(tmp_path):
 
 
 def test_two_runs_on_one_store(embedx, tmp_path):
-    write_jsonl(tmp_path / "c.jsonl", texts(1500))
+    from embedx.store.runs import writing
+
+    write_jsonl(tmp_path / "c.jsonl", texts(20))
     arguments = ("extract", "c.jsonl", "--encoder", "minilm", "--out", "s")
-    run = start(tmp_path, *arguments, env={"EMBEDX_SHARD_ITEMS": "100"})
-    wait_for_shards(tmp_path, 1, run)
-    error = embedx.json(*arguments, status=75)["error"]
+    with writing(tmp_path / "s"):
+        error = embedx.json(*arguments, status=75)["error"]
     assert error["code"] == 75 and "another embedx process" in error["message"]
-    assert run.wait(240) == 0, run.stderr.read()
+    assert embedx.json(*arguments)["items"]["embedded"] == 20
 
 
 def test_failures_are_listed_and_limited(embedx, tmp_path):
