@@ -28,7 +28,7 @@ lint: $(STAMP)  ## ruff, mypy, import-linter
 	@$(BIN)/lint-imports --no-cache
 
 test: lint  ## lint, then every test
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 chaos: $(STAMP)  ## the long chaos test: 50 kills of driver, workers or everything
 	@EMBEDX_CHAOS_KILLS=50 $(BIN)/python -m pytest tests/steps/test_chaos.py --timeout=3600

@@ -29,7 +29,10 @@ def shared() -> Path:
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache of this test session: models are converted once, and nothing of the user's is read or written."""
-    folder = Path(os.environ.get("EMBEDX_TEST_CACHE") or tmp_path_factory.mktemp("cache"))
+    base = tmp_path_factory.getbasetemp()
+    # With several test processes, one cache for all of them: a folder beside each one's own.
+    shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+    folder = Path(os.environ.get("EMBEDX_TEST_CACHE") or shared / "embedx-cache")
     os.environ["EMBEDX_CACHE"] = str(folder)
     return folder
 
