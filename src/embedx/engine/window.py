@@ -185,7 +185,8 @@ class Watchdog:
             return []
         self._checked = now
         running = {str(key): address for address, keys in self._client.processing().items() for key in keys}
-        # Queued tasks stand there too: a worker takes two at a time, so the wait of a third counts from its turn.
+        # Tasks that wait in a worker for their turn stand there too and are counted from then on; the limit is many
+        # times a shard's 30 s, and the window keeps only two waiting per slot.
         self._since = {key: self._since.get(key, now) for key in running}
         hung = [key for key in running if now - self._since[key] > self._limit_s]
         if hung:
