@@ -76,6 +76,10 @@ class EncoderCard:
         input: what the preprocessing yields, e.g. `{"size": [3, 224, 224]}` or `{"max_tokens": 256}`.
         weights_from: where the weights were found, for people.
         licence: licence of the weights where it is known.
+        space: encoders with equal spaces were trained to be compared: CLIP's towers, a model with a query and a
+            document prompt. Empty: vectors of this encoder compare with its own only.
+        queries: modality -> spec of the encoder that embeds queries of that modality into this space, where that
+            is not this encoder itself: CLIP's text tower, the same model with its query prompt.
     """
 
     ref: str
@@ -91,6 +95,8 @@ class EncoderCard:
     input: dict[str, Any] = field(default_factory=dict)
     weights_from: str = ""
     licence: str = ""
+    space: str = ""
+    queries: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able dict that `from_dict` reads back."""

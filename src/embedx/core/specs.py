@@ -50,6 +50,9 @@ class EncoderSpec:
         weights: a local state dict; None takes the family's published weights.
         layer: the node whose output is the vector; None is the layer before the classifier.
         pooling: how spatial or token axes are pooled; None is the family's own way.
+        prompt: what is put before every text: a prompt's name in the model's own configuration, such as `query`,
+            or the words themselves; None is the model's own choice for documents.
+        truncate_dim: keep only the first values of a vector, for encoders trained so (Matryoshka).
         model_args: extra arguments of the library's own constructor.
         preprocess: overrides of the image preprocessing.
     """
@@ -59,6 +62,8 @@ class EncoderSpec:
     weights: str | None = None
     layer: str | None = None
     pooling: str | None = None
+    prompt: str | None = None
+    truncate_dim: int | None = None
     model_args: dict[str, Any] = field(default_factory=dict)
     preprocess: PreprocessSpec = field(default_factory=PreprocessSpec)
 
