@@ -344,6 +344,6 @@ def _raise(outcome: Outcome) -> None:
 def _tasks(run: _Run, job: ShardJob) -> Iterator[Task]:
     plan, name = run.publication.plan, run.publication.plan.layout.run
     for shard, rewrite in plan.new_rewrites:
-        yield Task(f"rewrite-{name}-{shard:05d}", rewrite_shard, (job, shard, rewrite.path))
+        yield Task(f"rewrite-{name}-{shard:05d}", rewrite_shard, (job, shard, rewrite.path, rewrite.group))
     for shard in range(len(plan.shard_rows)):
         yield Task(f"extract-{name}-{shard:05d}", extract_shard, (job, shard))

@@ -22,9 +22,9 @@ from embedx.inference.pipeline import Clock, Embedded
 from embedx.inference.runtimes import machine_has_bf16
 from embedx.steps.encoding import Session, shared_session
 from embedx.store.layout import RunLayout
-from embedx.store.listing import read_plan_shard
+from embedx.store.listing import read_group
 from embedx.store.schema import CarriedColumn, round_mantissa, store_schema, vector_array
-from embedx.store.shards import Receipt, read_arrow, read_receipt, write_failures, write_shard
+from embedx.store.shards import Receipt, read_receipt, write_failures, write_shard
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def _compute_precision(precision: str, device: str) -> str:
 
 def probe_rows(job: ShardJob, shard: int, start: int, stop: int) -> int:
     """Embed some rows of a shard and keep nothing: does it survive? Returns how many rows."""
-    rows = read_plan_shard(job.layout.file("plan.arrow"), shard).slice(start, stop - start)
+    rows = read_group(job.layout.file("plan.arrow"), shard).slice(start, stop - start)
     embed_rows(job, job.session(), rows, Clock())
     return rows.num_rows
 
@@ -96,7 +96,7 @@ def extract_shard(job: ShardJob, shard: int, quarantined: tuple[tuple[int, str],
         return read_receipt(path)
     clock = Clock()
     session = job.session()
-    rows = read_plan_shard(job.layout.file("plan.arrow"), shard)
+    rows = read_group(job.layout.file("plan.arrow"), shard)
     rows = _quarantine(job, rows, quarantined)
     embedded, digests, bytes_read = embed_rows(job, session, rows, clock)
     vectors = embedded.vectors if job.full_bits else round_mantissa(embedded.vectors)
@@ -233,13 +233,20 @@ def _item_failures(rows: pa.RecordBatch, failures: dict[int, Broken]) -> list[tu
     ]
 
 
-def rewrite_shard(job: ShardJob, shard: int, old_path: str) -> Receipt:
-    """Write a file again without the rows that go and with new carried columns where they changed."""
+def rewrite_shard(job: ShardJob, shard: int, old_path: str, group: int) -> Receipt:
+    """Write a file again without the rows that go and with new carried columns where they changed.
+
+    Args:
+        job: the run.
+        shard: the number of the new file.
+        old_path: the file, relative to the store.
+        group: its changes' record batch in `rewrites.arrow`.
+    """
     path = job.layout.shard(shard)
     if path.exists():
         return read_receipt(path)
     started = time.perf_counter()
-    changes = _read_changes(job, old_path)
+    changes = pa.Table.from_batches([read_group(job.layout.file("rewrites.arrow"), group)])
     table = pq.read_table(Path(job.root) / old_path, partitioning=None).cast(store_schema(job.columns))
     updates = changes.filter(changes.column("update"))
     drops = changes.filter(pc.invert(changes.column("update"))).column("item_id")
@@ -258,11 +265,6 @@ def rewrite_shard(job: ShardJob, shard: int, old_path: str) -> Receipt:
         **_id_range(table),
     )
     return write_shard(path, table, receipt)
-
-
-def _read_changes(job: ShardJob, old_path: str) -> pa.Table:
-    changes = read_arrow(job.layout.file("rewrites.arrow"))
-    return changes.filter(pc.equal(changes.column("path"), old_path))
 
 
 def _apply_updates(job: ShardJob, table: pa.Table, updates: pa.Table) -> pa.Table:

@@ -12,11 +12,12 @@ from embedx.core.reports import Report
 from embedx.corpora.tables import Table, table_format
 from embedx.engine.interrupts import draining_on_signals
 from embedx.steps.extract_shard import ShardJob, rewrite_shard
-from embedx.steps.planning import Plan, Rewrite
+from embedx.steps.planning import Plan
 from embedx.steps.publishing import Publication, clean_up, mark_begun, publish
 from embedx.store import cleaning, delta, runs
 from embedx.store.reader import Store, open_store
-from embedx.store.shards import read_arrow, write_arrow
+from embedx.store.rewrites import Standing, write_rewrites
+from embedx.store.shards import read_arrow
 
 MAX_RETENTION_HOURS = 24.0 * 365 * 100
 
@@ -44,7 +45,7 @@ def delete(path: Path, ids: Iterable[str]) -> Report:
         if found.num_rows == store.count:
             raise CorpusError(f"all {store.count} items of {path} would go", "Remove the folder instead")
         run = layout.run(runs.new_run_name(layout, store.snapshot.sequence))
-        plan = Plan(run, store.snapshot, rewrites=_rewrites(store, found), removed=found.num_rows)
+        plan = Plan(run, store.snapshot, removed=found.num_rows)
         # Unlike an extraction this closes no interrupted run: what those have finished can still be adopted.
         history = runs.read_history(layout)
         publication = Publication(
@@ -54,10 +55,13 @@ def delete(path: Path, ids: Iterable[str]) -> Report:
             plan.failures.append(read_arrow(failures))
         run.folder.mkdir(parents=True)
         try:
-            write_arrow(run.file("rewrites.arrow"), found)
+            standing = {file.path: Standing(file.rows, published=True) for file in store.snapshot.files}
+            plan.rewrites = write_rewrites(run.file("rewrites.arrow"), found.schema, found.to_batches(), standing)
             mark_begun(publication)
             job = _job(store, run.run)
-            publication.receipts = [rewrite_shard(job, shard, rewrite.path) for shard, rewrite in plan.new_rewrites]
+            publication.receipts = [
+                rewrite_shard(job, shard, rewrite.path, rewrite.group) for shard, rewrite in plan.new_rewrites
+            ]
             interrupts.check("stopped before anything was removed", "Run the same command again")
             version = publish(publication)
         except BaseException:
@@ -104,14 +108,6 @@ def _find(store: Store, ids: list[str]) -> pa.Table:
     if not pieces:
         raise CorpusError(f"{store.path} has no items", "There is nothing to delete")
     return pa.concat_tables(pieces)
-
-
-def _rewrites(store: Store, found: pa.Table) -> list[Rewrite]:
-    lost = {path: 0 for path in found.column("path").to_pylist()}
-    for path in found.column("path").to_pylist():
-        lost[path] += 1
-    files = {file.path: file.rows for file in store.snapshot.files}
-    return [Rewrite(path, files[path] - count, published=True) for path, count in lost.items()]
 
 
 def _job(store: Store, run: str) -> ShardJob:

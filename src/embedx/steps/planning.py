@@ -19,11 +19,14 @@ from embedx.core.shards import ShardCutter, iterate_groups
 from embedx.core.specs import ExtractSpec, shard_items_override
 from embedx.corpora.content import digest_file
 from embedx.corpora.listing import Corpus
+from embedx.store.adoption import FinishedShard
+from embedx.store.database import open_database
 from embedx.store.delta import Snapshot
-from embedx.store.diff import Diff, FinishedShard
+from embedx.store.diff import Diff
 from embedx.store.layout import RunLayout, StoreLayout
-from embedx.store.listing import PlanWriter, iterate_listing, write_listing
+from embedx.store.listing import PlanWriter, iterate_batches, write_listing
 from embedx.store.reader import StoreCard
+from embedx.store.rewrites import Rewrite, Standing, write_rewrites
 from embedx.store.runs import (
     RunHistory,
     find_finished,
@@ -31,25 +34,10 @@ from embedx.store.runs import (
     latest_failures,
     read_attempt_failures,
 )
-from embedx.store.shards import FAILURE_SCHEMA, Receipt, is_whole_arrow, read_arrow, write_arrow
+from embedx.store.shards import FAILURE_SCHEMA, Receipt, is_whole_arrow, read_arrow
 
 BYTES_PER_TOKEN = 4
 """Of English text: a static estimate for cutting shards, never for batches."""
-
-
-@dataclass(frozen=True)
-class Rewrite:
-    """A file to write again, or to drop.
-
-    Attributes:
-        path: relative to the store.
-        rows: rows that stay; none means that the file just goes.
-        published: whether the file is part of the store's version.
-    """
-
-    path: str
-    rows: int
-    published: bool
 
 
 @dataclass
@@ -136,7 +124,8 @@ def make_plan(planning: Planning, layout: RunLayout) -> Plan:
     listing = layout.file("listing.arrow")
     try:
         plan.listed = _list(planning, listing)
-        with Diff(listing, planning.corpus.columns, planning.snapshot, layout.folder) as diff:
+        with open_database(layout.folder) as database:
+            diff = Diff(database, listing, planning.corpus.columns, planning.snapshot)
             _compare(planning, diff, plan)
             partial = _adopt(planning, diff, plan)
             if planning.spec.mirror:
@@ -193,7 +182,7 @@ def _compare(planning: Planning, diff: Diff, plan: Plan) -> None:
     )
     plan.duplicates = plan.listed - sum(diff.counts().values())
     if by_file and planning.snapshot.files:
-        _acquit_touched(diff)
+        _acquit_touched(diff, plan.layout.file("suspects.arrow"))
     gone = [source.label for source in corpus.sources] if spec.mirror else []
     known = latest_failures(planning.store, planning.history)
     standing = diff.surviving_failures(known, gone)
@@ -202,16 +191,20 @@ def _compare(planning: Planning, diff: Diff, plan: Plan) -> None:
         plan.forgotten = read_arrow(known).num_rows - standing.num_rows
 
 
-def _acquit_touched(diff: Diff) -> None:
+def _acquit_touched(diff: Diff, suspects: Path) -> None:
     """Read the files whose size or time changed, and call those unchanged whose digest is the store's."""
-
-    def is_same(suspect: tuple[int, str, str]) -> int | None:
-        row, locator, digest = suspect
-        return row if digest_file(locator) == digest else None
-
-    with ThreadPoolExecutor(8) as pool:
-        rows = [row for row in pool.map(is_same, diff.iterate_suspects()) if row is not None]
-    if rows:
+    same = [np.empty(0, dtype=np.int64)]
+    try:
+        diff.write_suspects(suspects)
+        with ThreadPoolExecutor(8) as pool:
+            for batch in iterate_batches(suspects):
+                digests = pool.map(digest_file, batch.column("locator").to_pylist())
+                is_same = [today == then for today, then in zip(digests, batch.column("old_digest").to_pylist())]
+                same.append(batch.column("row").to_numpy()[np.array(is_same, dtype=bool)])
+    finally:
+        suspects.unlink(missing_ok=True)
+    rows = np.concatenate(same)
+    if len(rows):
         diff.mark_same_content(rows)
 
 
@@ -225,8 +218,7 @@ def _adopt(planning: Planning, diff: Diff, plan: Plan) -> list[FinishedShard]:
     finished = [(shard, receipt) for shard, receipt in finished if shard.run in plans]
     if not finished:
         return []
-    diff.adopt(plans, [shard for shard, _ in finished], planning.spec.retry_failed)
-    matched = diff.matched_rows()
+    matched = diff.adopt(plans, [shard for shard, _ in finished], planning.spec.retry_failed)
     partial = []
     for shard, receipt in finished:
         wanted = matched.get((shard.run, shard.shard), 0)
@@ -234,7 +226,6 @@ def _adopt(planning: Planning, diff: Diff, plan: Plan) -> list[FinishedShard]:
             plan.adopted.append((shard, receipt))
         elif wanted:
             partial.append(shard)
-            plan.rewrites.append(Rewrite(shard.path, wanted, published=False))
     standing = diff.adopted_failures()
     for shard, receipt in finished:
         if ids := standing.get((shard.run, shard.shard)):
@@ -256,16 +247,10 @@ def _mirror(planning: Planning, diff: Diff, plan: Plan) -> None:
 
 def _find_rewrites(diff: Diff, partial: list[FinishedShard], plan: Plan) -> None:
     """Find the files that lose or change rows, and write `rewrites.arrow` for the tasks that copy them."""
-    changes = diff.rewrites(partial)
-    if not changes.num_rows:
-        return
-    write_arrow(plan.layout.file("rewrites.arrow"), changes)
-    dropped = changes.filter(pc.invert(changes.column("update"))).group_by("path").aggregate([("item_id", "count")])
-    lost = dict(zip(dropped.column("path").to_pylist(), dropped.column("item_id_count").to_pylist()))
-    touched = set(pc.unique(changes.column("path")).to_pylist())
-    for file in plan.snapshot.files:
-        if file.path in touched:
-            plan.rewrites.append(Rewrite(file.path, file.rows - lost.get(file.path, 0), published=True))
+    standing = {file.path: Standing(file.rows, published=True) for file in plan.snapshot.files}
+    standing |= {shard.path: Standing(shard.rows, published=False) for shard in partial}
+    changes = diff.iterate_rewrites(partial)
+    plan.rewrites = write_rewrites(plan.layout.file("rewrites.arrow"), changes.schema, changes, standing)
 
 
 def _cut(planning: Planning, diff: Diff, listing: Path, plan: Plan) -> None:
@@ -275,7 +260,7 @@ def _cut(planning: Planning, diff: Diff, listing: Path, plan: Plan) -> None:
     max_tokens = card.input.get("max_tokens")
     wanted = _Ascending(diff.iterate_rows())
     with PlanWriter(plan.layout.file("plan.arrow"), planning.corpus.columns) as writer:
-        for batch in iterate_listing(listing):
+        for batch in iterate_batches(listing):
             rows = batch.column("row").to_numpy()
             chosen = wanted.take_until(int(rows[-1]))
             if not len(chosen):
@@ -288,7 +273,7 @@ def _cut(planning: Planning, diff: Diff, listing: Path, plan: Plan) -> None:
                 work *= np.minimum(tokens, max_tokens) if max_tokens else tokens
             for shard, start, stop in iterate_groups(cutter.assign(work, sizes)):
                 writer.add(shard, batch.slice(start, stop - start))
-    plan.shard_rows = writer.shard_rows
+    plan.shard_rows = [rows for _, rows in writer.groups]
     if len(wanted.take_until(plan.listed)) or sum(plan.shard_rows) != plan.to_embed:
         raise UsageError("the plan lost items", "This is a bug in embedx: please report it with the command")
 

@@ -17,7 +17,7 @@ from embedx.inference.pipeline import Clock
 from embedx.inference.runtimes import machine_has_bf16
 from embedx.steps.encoding import Session, close_session, shared_session
 from embedx.steps.extract_shard import ShardJob, embed_rows
-from embedx.store.listing import read_plan_shard
+from embedx.store.listing import read_group
 from embedx.store.schema import round_mantissa
 
 SAMPLE_ITEMS = 64
@@ -88,7 +88,7 @@ class _Measured:
 
 def _measure_bf16(job: ShardJob, fast: Session, open_at: Callable[[str], Session], most: int) -> _Measured:
     """Compare bf16 with fp32 on the first items; remembered, for the same items give the same answer here."""
-    rows = read_plan_shard(job.layout.file("plan.arrow"), 0).slice(0, most)
+    rows = read_group(job.layout.file("plan.arrow"), 0).slice(0, most)
     sample = rows.column("identity").to_pylist()
     runtime = fast.embedder.runtime
     key = ["bf16", job.fingerprint, runtime.name, version(runtime.name), platform.processor(), cpu_quota(), sample]

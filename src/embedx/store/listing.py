@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -74,28 +75,30 @@ def write_listing(path: Path, columns: ListingColumns, batches: Iterable[pa.Reco
     return row
 
 
-def iterate_listing(path: Path) -> Iterator[pa.RecordBatch]:
-    """Yield a listing's batches in order."""
+def iterate_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    """Yield the batches of a listing, or of any Arrow file, in order."""
     with pa.memory_map(str(path)) as source:
         reader = pa.ipc.open_file(source)
         for number in range(reader.num_record_batches):
             yield reader.get_batch(number)
 
 
-class PlanWriter:
-    """Writes `plan.arrow`: the listing rows to embed, one record batch per shard.
+class GroupWriter:
+    """Writes an Arrow file of one record batch per group of rows, so that a task reads exactly its group by number.
 
-    A worker then reads exactly its shard by number, whatever the format of the source was.
+    Args:
+        path: the file; there whole on a clean exit, else not at all.
+        schema: of the rows.
     """
 
-    def __init__(self, path: Path, columns: ListingColumns) -> None:
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
         self._path = path
-        self._schema = columns.schema().append(pa.field("shard", pa.int32(), nullable=False))
+        self._schema = schema
         self._pending: list[pa.RecordBatch] = []
-        self._shard = 0
-        self.shard_rows: list[int] = []
+        self._group: int | str = 0
+        self.groups: list[tuple[int | str, int]] = []
 
-    def __enter__(self) -> PlanWriter:
+    def __enter__(self) -> Self:
         with ExitStack() as stack:
             temporary = stack.enter_context(replacing(self._path))
             sink = stack.enter_context(pa.OSFile(str(temporary), "wb"))
@@ -110,27 +113,38 @@ class PlanWriter:
             self._flush()
         self._stack.__exit__(kind, error, trace)
 
-    def add(self, shard: int, rows: pa.RecordBatch) -> None:
-        """Add rows of a shard; shards come in ascending order without gaps."""
-        if shard != self._shard:
+    def add(self, group: int | str, rows: pa.RecordBatch) -> None:
+        """Add rows of a group; the rows of a group come one after the other."""
+        if group != self._group:
             self._flush()
-            self._shard = shard
-        numbers = pa.array(np.full(rows.num_rows, shard, dtype=np.int32))
-        self._pending.append(pa.RecordBatch.from_arrays([*rows.columns, numbers], schema=self._schema))
+            self._group = group
+        self._pending.append(rows)
 
     def _flush(self) -> None:
         if self._pending:
             table = pa.Table.from_batches(self._pending, schema=self._schema).combine_chunks()
             (batch,) = table.to_batches()
             self._writer.write_batch(batch)
-            self.shard_rows.append(batch.num_rows)
+            self.groups.append((self._group, batch.num_rows))
             self._pending = []
 
 
-def read_plan_shard(path: Path, shard: int) -> pa.RecordBatch:
-    """Read one shard's rows of a `plan.arrow`."""
+class PlanWriter(GroupWriter):
+    """Writes `plan.arrow`: the listing rows to embed, one record batch per shard, whatever the source's format was."""
+
+    def __init__(self, path: Path, columns: ListingColumns) -> None:
+        super().__init__(path, columns.schema().append(pa.field("shard", pa.int32(), nullable=False)))
+
+    def add(self, group: int | str, rows: pa.RecordBatch) -> None:
+        """Add rows of a shard; shards come in ascending order without gaps."""
+        numbers = pa.array(np.full(rows.num_rows, group, dtype=np.int32))
+        super().add(group, pa.RecordBatch.from_arrays([*rows.columns, numbers], schema=self._schema))
+
+
+def read_group(path: Path, number: int) -> pa.RecordBatch:
+    """Read one group of a `GroupWriter`'s file: a shard of `plan.arrow`, a file's changes of `rewrites.arrow`."""
     with pa.memory_map(str(path)) as source:
-        return pa.ipc.open_file(source).get_batch(shard)
+        return pa.ipc.open_file(source).get_batch(number)
 
 
 def _compressed() -> pa.ipc.IpcWriteOptions:

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from embedx.core.errors import BusyError, StoreError
 from embedx.core.paths import write_json
 from embedx.store import delta
-from embedx.store.diff import FinishedShard
+from embedx.store.adoption import FinishedShard
 from embedx.store.layout import RunLayout, StoreLayout
 from embedx.store.shards import FAILURE_SCHEMA, Receipt, read_arrow, read_receipt
 

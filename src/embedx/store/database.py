@@ -1,0 +1,83 @@
+"""DuckDB in a bounded piece of memory, for joins of any number of items."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.dataset as pds
+
+from embedx.core.errors import StoreError
+from embedx.core.threads import cpu_quota, memory_quota_bytes
+from embedx.store.shards import is_whole_arrow
+
+STREAM_ROWS = 65_536
+"""Rows of a batch of a streamed result."""
+
+
+class Database:
+    """A connection; what does not fit its memory limit goes to a folder. Open it with `open_database`."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
+        self._connection = connection
+
+    def do(self, statement: str, parameters: list[Any] | None = None) -> list[tuple]:
+        """Run a statement and return its rows; for small results."""
+        # Fetched to the end at once: a half-read result would block the connection's next statement.
+        rows: list[tuple] = self._connection.execute(statement, parameters).fetchall()
+        return rows
+
+    def scalar(self, query: str) -> int:
+        """Return the one number of a query."""
+        ((value,),) = self.do(query)
+        return int(value)
+
+    def stream(self, query: str) -> pa.RecordBatchReader:
+        """Return a result in batches; to be read to its end before the next statement."""
+        return self._connection.sql(query).to_arrow_reader(STREAM_ROWS)
+
+    def table(self, query: str, parameters: list[Any] | None = None) -> pa.Table:
+        """Return a result whole."""
+        return self._connection.sql(query, params=parameters).to_arrow_table()
+
+    def register(self, name: str, table: pa.Table) -> None:
+        """Make an Arrow table known under a name."""
+        self._connection.register(name, table)
+
+    def register_file(self, name: str, path: Path) -> None:
+        """Make an Arrow file known under a name, without reading it.
+
+        Raises:
+            StoreError: it is missing or damaged.
+        """
+        if not is_whole_arrow(path):
+            raise StoreError(f"{path} cannot be read: it is damaged or missing", "Restore it, or run embedx verify")
+        self._connection.register(name, pds.dataset([str(path)], format="ipc"))
+
+
+@contextmanager
+def open_database(work_dir: Path) -> Iterator[Database]:
+    """Open a database for the time of a block.
+
+    Args:
+        work_dir: for what does not fit the memory limit.
+    """
+    connection = duckdb.connect()
+    try:
+        limit = max(256 * 2**20, min(2**30, memory_quota_bytes() // 8))
+        connection.execute(f"SET memory_limit = '{limit // 2**20}MiB'")
+        connection.execute(f"SET threads = {cpu_quota()}")
+        connection.execute("SET preserve_insertion_order = false")
+        connection.execute(f"SET temp_directory = '{str(work_dir / 'duckdb').replace(chr(39), chr(39) * 2)}'")
+        yield Database(connection)
+    finally:
+        connection.close()
+
+
+def quoted(name: str) -> str:
+    """Return a column's name as SQL takes it."""
+    return '"' + name.replace('"', '""') + '"'
