@@ -102,10 +102,10 @@ def embedx(home: Path, *flags: str, env: dict[str, str] | None = None, exit_stat
     sources = [f"p{path.stem}={path}" for path in sorted((home / "corpus").glob("*.parquet"))]
     command = [sys.executable, __file__, CHILD, "extract", *sources, "--encoder", "stub:4", "--columns", "label"]
     command += ["--out", str(home / "store"), "--json", *flags]
-    stub = str(Path(__file__).parent / "stub")
+    paths = os.pathsep.join([str(Path(__file__).parent / "stub"), os.environ.get("PYTHONPATH", "")])
     started = time.perf_counter()
     done = subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": stub, **(env or {})}, capture_output=True, text=True, check=False
+        command, env={**os.environ, "PYTHONPATH": paths, **(env or {})}, capture_output=True, text=True, check=False
     )
     seconds = time.perf_counter() - started
     if done.returncode != exit_status:

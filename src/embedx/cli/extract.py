@@ -85,6 +85,9 @@ def extract(
         str, option("--max-removed", help="The most that --mirror may remove.", panel="Run")
     ] = "20%",
     dry_run: Annotated[bool, option("--dry-run", help="Say what would be done; write nothing.", panel="Run")] = False,
+    estimate: Annotated[
+        bool, option("--estimate", help="Embed a sample for 30 s; say time, size, bottleneck.", panel="Run")
+    ] = False,
     exit_nothing_to_do: Annotated[
         bool, option("--exit-nothing-to-do", help="Exit 99 if nothing is new or changed.", panel="Run")
     ] = False,
@@ -126,16 +129,24 @@ def extract(
         max_removed=parse_share("--max-removed", max_removed),
     )
     resources = Resources(cluster, workers, device, runtime)
+    report = _run(spec, resources, dry_run, estimate)
+    is_forecast = dry_run or estimate
+    output.show_report(report, as_json, forecast_lines(report) if is_forecast else summary_lines(report))
+    did_nothing = not is_forecast and report["run"] is None
+    return 99 if did_nothing and exit_nothing_to_do else 0
+
+
+def _run(spec: ExtractSpec, resources: Resources, dry_run: bool, estimate: bool) -> Report:
     from embedx.steps import extract as step
+    from embedx.steps import forecast
 
     progress = output.ProgressLine()
     try:
-        report = step.plan_extract(spec, progress) if dry_run else step.extract(spec, resources, progress)
+        if estimate:
+            return forecast.estimate_extract(spec, resources, progress)
+        return forecast.plan_extract(spec, progress) if dry_run else step.extract(spec, resources, progress)
     finally:
         progress.close()
-    output.show_report(report, as_json, dry_run_lines(report) if dry_run else summary_lines(report))
-    did_nothing = not dry_run and report["run"] is None
-    return 99 if did_nothing and exit_nothing_to_do else 0
 
 
 def _encoder_spec(ref: str, weights: str | None, layer: str | None, pooling: str | None) -> EncoderSpec:
@@ -176,7 +187,7 @@ def summary_lines(report: Report) -> Iterator[str]:
     yield from _ignored_lines(report)
 
 
-def dry_run_lines(report: Report) -> Iterator[str]:
+def forecast_lines(report: Report) -> Iterator[str]:
     """Say what an extraction would do."""
     items = report["items"]
     counted = f"{items['planned']:,} to embed, {items['unchanged']:,} unchanged"
@@ -184,6 +195,12 @@ def dry_run_lines(report: Report) -> Iterator[str]:
     size, columns = output.format_bytes(report["vector_bytes"]), ", ".join(report["columns"]) or "none"
     shards = report["shards"]
     yield f"{shards['planned']} shards ({shards['reused']} finished already), {size} of raw vectors, columns: {columns}"
+    if estimate := report.get("estimate"):
+        took = f"{estimate['sampled']:,} items sampled at {estimate['items_per_s']:,.0f} items/s"
+        failed = f" ({estimate['failed']:,} of them failed)" if estimate["failed"] else ""
+        about = f"about {output.format_seconds(estimate['seconds'])} and {output.format_bytes(estimate['bytes'])}"
+        yield f"{took}{failed}: {about} for all, on {estimate['runtime']}"
+        yield f"bottleneck: {estimate['bottleneck']}"
     yield from _ignored_lines(report)
 
 

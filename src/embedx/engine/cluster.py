@@ -69,6 +69,10 @@ class Cluster:
         """Run one call on some worker and return its result."""
         return self.client.submit(function, *arguments, pure=False).result()
 
+    def run_everywhere(self, function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
+        """Run a call once on every worker, beside its tasks; returns address -> result."""
+        return self.client.run(function, *arguments)
+
 
 @contextmanager
 def open_cluster(resources: Resources) -> Iterator[Cluster]:

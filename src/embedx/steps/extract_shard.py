@@ -24,7 +24,7 @@ from embedx.steps.encoding import Session, shared_session
 from embedx.store.layout import RunLayout
 from embedx.store.listing import read_group
 from embedx.store.schema import CarriedColumn, round_mantissa, store_schema, vector_array
-from embedx.store.shards import Receipt, read_receipt, write_failures, write_shard
+from embedx.store.shards import Receipt, encode_shard, read_receipt, write_failures, write_shard
 
 
 @dataclass(frozen=True)
@@ -96,11 +96,8 @@ def extract_shard(job: ShardJob, shard: int, quarantined: tuple[tuple[int, str],
         return read_receipt(path)
     clock = Clock()
     session = job.session()
-    rows = read_group(job.layout.file("plan.arrow"), shard)
-    rows = _quarantine(job, rows, quarantined)
-    embedded, digests, bytes_read = embed_rows(job, session, rows, clock)
-    vectors = embedded.vectors if job.full_bits else round_mantissa(embedded.vectors)
-    table = _build_table(job, rows, embedded.positions, vectors, digests)
+    rows = _quarantine(job, read_group(job.layout.file("plan.arrow"), shard), quarantined)
+    table, embedded, bytes_read = _embed_table(job, session, rows, clock)
     failures = _item_failures(rows, embedded.failures)
     failures_file = ""
     if failures:
@@ -122,6 +119,40 @@ def extract_shard(job: ShardJob, shard: int, quarantined: tuple[tuple[int, str],
         **_id_range(table),
     )
     return write_shard(path, table, receipt)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What embedding some rows for an estimate took.
+
+    Attributes:
+        items: tried.
+        failed: of these.
+        seconds: busy seconds per stage.
+        file_bytes: of a shard file of these rows.
+    """
+
+    items: int
+    failed: int
+    seconds: dict[str, float]
+    file_bytes: int
+
+
+def sample_rows(job: ShardJob, shard: int, start: int, stop: int) -> Sample:
+    """Do with some rows of a shard what `extract_shard` would, and keep nothing."""
+    clock = Clock()
+    rows = read_group(job.layout.file("plan.arrow"), shard).slice(start, stop - start)
+    table, embedded, _ = _embed_table(job, job.session(), rows, clock)
+    receipt = Receipt(job.run, shard, job.fingerprint, job.precision, table.num_rows, len(embedded.failures))
+    size = encode_shard(table, receipt).size
+    return Sample(rows.num_rows, len(embedded.failures), dict(clock.seconds), size)
+
+
+def _embed_table(job: ShardJob, session: Session, rows: pa.RecordBatch, clock: Clock) -> tuple[pa.Table, Embedded, int]:
+    """Embed rows; returns the store's rows, what came of each, and the bytes read."""
+    embedded, digests, bytes_read = embed_rows(job, session, rows, clock)
+    vectors = embedded.vectors if job.full_bits else round_mantissa(embedded.vectors)
+    return _build_table(job, rows, embedded.positions, vectors, digests), embedded, bytes_read
 
 
 def _quarantine(job: ShardJob, rows: pa.RecordBatch, quarantined: tuple[tuple[int, str], ...]) -> pa.RecordBatch:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import platform
+import secrets
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 
@@ -41,6 +42,62 @@ class Preflight:
     canaries: list[list[float]]
     runtime: str
     note: str
+
+
+LIBRARIES = (
+    "embedx",
+    "numpy",
+    "open_clip_torch",
+    "openvino",
+    "pillow",
+    "pyarrow",
+    "sentence-transformers",
+    "timm",
+    "tokenizers",
+    "torch",
+    "torchvision",
+    "transformers",
+)
+"""Packages whose version can change a vector or the file it stands in."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a worker says of itself.
+
+    Attributes:
+        versions: package -> version.
+        problem: why it cannot work on the store; empty if it can.
+    """
+
+    versions: dict[str, str]
+    problem: str
+
+
+def library_versions() -> dict[str, str]:
+    """Return package -> version of `LIBRARIES` here, without the local part that names a build (`+cu130`)."""
+    versions = {}
+    for name in LIBRARIES:
+        try:
+            versions[name] = version(name).partition("+")[0]
+        except PackageNotFoundError:
+            versions[name] = ""
+    return versions
+
+
+def survey_worker(job: ShardJob) -> Survey:
+    """Say which versions this process has, and try to read the run's record and to write beside its shards."""
+    record, data = job.layout.folder, job.layout.data
+    if not record.is_dir():
+        return Survey(library_versions(), f"{record} is not there")
+    probe = data / f".probe-{secrets.token_hex(6)}"
+    try:
+        data.mkdir(parents=True, exist_ok=True)
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except OSError as error:
+        return Survey(library_versions(), f"{data} cannot be written ({error.strerror or error})")
+    return Survey(library_versions(), "")
 
 
 def preflight(job: ShardJob, asked: str, use_sample: bool = True) -> Preflight:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from embedx.core.digests import file_sha256
 from embedx.core.errors import CorpusError, StoreError, TooManyFailuresError
 from embedx.core.paths import write_json
 from embedx.core.reports import Report
@@ -91,7 +90,7 @@ def publish(publication: Publication) -> int:
     mark_begun(publication)
     layout = plan.layout
     write_arrow(layout.file("failures.arrow"), pa.concat_tables([FAILURE_SCHEMA.empty_table(), *failures]))
-    write_json(layout.file("files.json"), _digests(publication.store.root, new))
+    write_json(layout.file("files.json"), _digests(publication, new))
     replaced = {rewrite.path for rewrite in plan.rewrites if rewrite.published}
     version = delta.publish(
         Transition(
@@ -112,6 +111,9 @@ def publish(publication: Publication) -> int:
 def clean_up(publication: Publication, report: Report) -> None:
     """After a publish: keep the run's report, drop what only an open run needs, and the runs it has closed."""
     runs.finish_record(publication.plan.layout, report)
+    if publication.plan.layout.file("identities.arrow").exists():
+        for older in runs.identity_files(publication.store, publication.history):
+            older.unlink(missing_ok=True)
     used = {file.path for file in delta.open_snapshot(publication.store.root).files}
     for name in publication.history.interrupted:
         # What was not adopted was never part of a version: nobody can be reading it.
@@ -171,11 +173,16 @@ def _new_files(publication: Publication) -> list[NewFile]:
     return new
 
 
-def _digests(root: Path, files: list[NewFile]) -> list[dict[str, Any]]:
+def _digests(publication: Publication, files: list[NewFile]) -> list[dict[str, Any]]:
+    """Return path, size, rows and sha256 of each file: as its writer said, else read again."""
+    root, plan = publication.store.root, publication.plan
+    known = {plan.layout.shard_name(receipt.shard): receipt.sha256 for receipt in publication.receipts}
+    known |= {shard.path: receipt.sha256 for shard, receipt in plan.adopted}
+
     def digest(new: NewFile) -> dict[str, Any]:
-        with (root / new.file.path).open("rb") as file:
-            value = hashlib.file_digest(file, "sha256").hexdigest()
-        return {"path": new.file.path, "size_bytes": new.file.size_bytes, "rows": new.file.rows, "sha256": value}
+        path = new.file.path
+        sha256 = known[path] or file_sha256(root / path)
+        return {"path": path, "size_bytes": new.file.size_bytes, "rows": new.file.rows, "sha256": sha256}
 
     with ThreadPoolExecutor(4) as pool:
         return list(pool.map(digest, files))

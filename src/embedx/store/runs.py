@@ -8,8 +8,8 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +168,7 @@ def latest_failures(layout: StoreLayout, history: RunHistory) -> Path | None:
 
 
 def identity_files(layout: StoreLayout, history: RunHistory) -> list[Path]:
-    """Return `identities.arrow` of the published runs, oldest first."""
+    """Return `identities.arrow` of the published runs, oldest first; the newest knows all that the older ones do."""
     paths = [layout.run(name).file("identities.arrow") for name in history.published]
     return [path for path in paths if path.exists()]
 
@@ -180,6 +180,7 @@ def find_finished(layout: StoreLayout, run: str) -> list[tuple[FinishedShard, Re
     is damage; it is left alone and its items are embedded again.
     """
     run_layout = layout.run(run)
+    digests = _noted_digests(run_layout)
     found = []
     if not run_layout.data.is_dir():
         return []
@@ -192,9 +193,32 @@ def find_finished(layout: StoreLayout, run: str) -> list[tuple[FinishedShard, Re
         except (StoreError, OSError, pa.ArrowException):
             continue
         ids = tuple(failed.column("item_id").to_pylist())
+        receipt = replace(receipt, sha256=digests.get((receipt.shard, receipt.size_bytes), ""))
         name = run_layout.shard_name(receipt.shard)
         found.append((FinishedShard(run, receipt.shard, name, receipt.rows, ids), receipt))
     return found
+
+
+def note_digest(layout: RunLayout, receipt: Receipt) -> None:
+    """Keep a shard's sha256 as its writer said it, so that a resumed run need not read the file to publish it."""
+    if receipt.sha256:
+        entry = {"shard": receipt.shard, "size_bytes": receipt.size_bytes, "sha256": receipt.sha256}
+        with layout.file("digests.jsonl").open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+
+
+def _noted_digests(layout: RunLayout) -> dict[tuple[int, int], str]:
+    """Return (shard, size) -> sha256 of what `note_digest` kept; a line cut off by a crash counts for nothing."""
+    digests = {}
+    try:
+        lines = layout.file("digests.jsonl").read_text().splitlines()
+    except OSError:
+        return {}
+    for line in lines:
+        with suppress(ValueError, KeyError, TypeError):
+            entry = json.loads(line)
+            digests[entry["shard"], entry["size_bytes"]] = entry["sha256"]
+    return digests
 
 
 def read_attempt_failures(layout: RunLayout, receipt: Receipt) -> pa.Table:
@@ -225,4 +249,5 @@ def finish_record(layout: RunLayout, report: dict[str, Any]) -> None:
     write_json(layout.file("report.json"), report)
     layout.file("plan.arrow").unlink(missing_ok=True)
     layout.file("rewrites.arrow").unlink(missing_ok=True)
+    layout.file("digests.jsonl").unlink(missing_ok=True)
     shutil.rmtree(layout.folder / "failures", ignore_errors=True)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import secrets
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ class Receipt:
         failed: items of the shard that have no vector.
         failures_file: name of the attempt's failure file in the run's `failures/`; empty without failures.
         size_bytes: of the file; 0 in the footer, which cannot know it.
+        sha256: of the file, where its writer says it; empty in the footer.
         first_id: smallest id of the file, for Delta's statistics; None without rows.
         last_id: largest id of the file.
         seconds: busy seconds per stage.
@@ -62,6 +64,7 @@ class Receipt:
     failed: int
     failures_file: str = ""
     size_bytes: int = 0
+    sha256: str = ""
     first_id: str | None = None
     last_id: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
@@ -91,9 +94,10 @@ def write_shard(path: Path, table: pa.Table, receipt: Receipt) -> Receipt:
         receipt: what to put in the footer.
 
     Returns:
-        The receipt of the file that stands there, with its size.
+        The receipt of the file that stands there, with its size; with its sha256 where this call wrote it.
     """
     data = encode_shard(table, receipt)
+    sha256 = ""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     try:
@@ -104,10 +108,11 @@ def write_shard(path: Path, table: pa.Table, receipt: Receipt) -> Receipt:
             os.fsync(file.fileno())
         with contextlib.suppress(FileExistsError):
             os.link(temporary, path)
+            sha256 = hashlib.sha256(data).hexdigest()
     finally:
         temporary.unlink(missing_ok=True)
     fsync_dir(path.parent)
-    return read_receipt(path)
+    return replace(read_receipt(path), sha256=sha256)
 
 
 def encode_shard(table: pa.Table, receipt: Receipt) -> pa.Buffer:

@@ -1,0 +1,73 @@
+"""Opening what an extraction needs: store, encoder and corpus, and whether they fit each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from embedx.core.contracts import EncoderCard
+from embedx.core.errors import FingerprintMismatchError, UsageError
+from embedx.core.specs import EncoderSpec, ExtractSpec
+from embedx.corpora.listing import Corpus, open_corpus
+from embedx.encoders.registry import open_encoder
+from embedx.store import runs
+from embedx.store.layout import StoreLayout
+from embedx.store.reader import StoreCard, read_store_card
+
+
+def open_all(spec: ExtractSpec) -> tuple[StoreCard | None, EncoderCard, Corpus]:
+    """Open what can be wrong before anything is written: store, encoder, corpus."""
+    runs.check_out(spec.out)
+    store_card = _known_card(spec.out)
+    card = open_encoder(spec.encoder).card
+    if store_card is not None:
+        _check_store(spec, store_card, card)
+    corpus = open_corpus(spec.corpus, store_card.columns if store_card else None)
+    if corpus.kind != card.modality:
+        raise UsageError(
+            f"{card.ref} embeds {card.modality}s, but {corpus.sources[0].path} holds {corpus.kind}s",
+            _remedy(card, corpus.kind),
+        )
+    if store_card is not None and store_card.content_column != corpus.columns.content_column:
+        raise UsageError(
+            f"{spec.out} carries the text as {store_card.content_column!r}, not as {corpus.columns.content_column!r}",
+            "Use the same --text-column, or extract to another --out",
+        )
+    if spec.mirror and corpus.positional:
+        raise UsageError(
+            f"--mirror needs stable ids, but those of {corpus.positional[0]} are row numbers", "Name an --id-column"
+        )
+    return store_card, card, corpus
+
+
+def _remedy(card: EncoderCard, kind: str) -> str:
+    if kind in card.queries:
+        return f"Its other tower embeds {kind}s: --encoder {EncoderSpec.from_dict(card.queries[kind]).ref}"
+    return "Choose an encoder for it; see embedx encoders"
+
+
+def _known_card(root: Path) -> StoreCard | None:
+    """Return the card that binds this run: of a store with a version, or with a run that can be resumed."""
+    layout = StoreLayout(root)
+    if not layout.delta_log.is_dir() and not runs.read_history(layout).interrupted:
+        return None
+    return read_store_card(root)
+
+
+def _check_store(spec: ExtractSpec, store_card: StoreCard, card: EncoderCard) -> None:
+    theirs = store_card.encoder
+    if theirs.fingerprint != card.fingerprint:
+        raise FingerprintMismatchError(
+            f"{spec.out} holds vectors of {theirs.ref} ({theirs.fingerprint[:12]}), "
+            f"not of {card.ref} ({card.fingerprint[:12]})",
+            "Extract to another --out, or use the store's encoder",
+        )
+    if spec.precision not in ("auto", store_card.precision):
+        raise FingerprintMismatchError(
+            f"{spec.out} was created with precision {store_card.precision}, not {spec.precision}",
+            "Leave out --precision, or extract to another --out",
+        )
+    if spec.full_bits and not store_card.full_bits:
+        raise FingerprintMismatchError(
+            f"{spec.out} keeps 10 mantissa bits, not all",
+            "Leave out --store-precision, or extract to another --out",
+        )
