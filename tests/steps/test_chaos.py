@@ -1,11 +1,14 @@
-"""Kill the driver, a worker or everything at random moments, many times: the result is that of an unbroken run.
+"""Kill driver, workers, scheduler or everything at random moments, many times: the result is that of an unbroken run.
 
 `make test` runs the short form; `make chaos` kills 50 times (EMBEDX_CHAOS_KILLS, EMBEDX_CHAOS_SEED).
 """
 
+import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 
 import psutil
@@ -13,23 +16,77 @@ import psutil
 from tests.conftest import write_jsonl
 from tests.steps.test_extract import assert_same, content, processes_of, start, texts
 
-ARGUMENTS = ("extract", "c.jsonl", "--encoder", "minilm", "--out", "s", "--workers", "2")
+ARGUMENTS = ("extract", "c.jsonl", "--encoder", "minilm", "--out", "s")
 ENV = {"EMBEDX_SHARD_ITEMS": "40"}
+TARGETS = ("worker", "driver", "scheduler", "worker", "everything")
 
 
-def strike(run, rng):
-    """Kill something of a running extraction; returns what."""
+class Fleet:
+    """A scheduler and two workers in processes of their own, as on a cluster."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.processes = []
+
+    def ensure(self):
+        """Start it, unless it is whole; returns the scheduler's file."""
+        file = self.folder / "scheduler.json"
+        if len(self.processes) == 3 and all(process.poll() is None for process in self.processes):
+            return file
+        self.kill()
+        file.unlink(missing_ok=True)
+        self._start("scheduler", "--port", "0", "--scheduler-file", str(file), "--no-dashboard")
+        while not file.exists():
+            time.sleep(0.1)
+        for _ in range(2):
+            self._start("worker", "--scheduler-file", str(file), "--nthreads", "2", "--death-timeout", "20")
+        return file
+
+    def _start(self, *arguments):
+        self.processes.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "dask", *arguments],
+                cwd=self.folder,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        )
+
+    def address(self):
+        return json.loads(self.ensure().read_text())["address"]
+
+    def workers(self):
+        """The processes that work; each has a nanny that starts it again."""
+        nannies = [psutil.Process(process.pid) for process in self.processes[1:] if process.poll() is None]
+        return [child for nanny in nannies for child in nanny.children() if "spawn_main" in " ".join(child.cmdline())]
+
+    def kill(self):
+        for process in self.processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        self.processes = []
+
+
+def strike(target, run, fleet):
+    """Kill something of a running extraction; without a fleet the scheduler lives in the driver."""
     processes = processes_of(run)
-    workers = [process for process in processes[1:] if "spawn_main" in " ".join(process.cmdline())]
-    target = rng.choice(["driver", "everything", "worker", "worker"])
+    own = [process for process in processes[1:] if "spawn_main" in " ".join(process.cmdline())]
+    workers = fleet.workers() if fleet else own
     if target == "worker" and workers:
-        rng.choice(workers).kill()
+        workers[0].kill()
+        return True
+    if target == "scheduler" and fleet:
+        fleet.processes[0].kill()
     elif target == "everything":
         for process in processes:
             process.kill()
+        if fleet:
+            fleet.kill()
     else:
         run.send_signal(signal.SIGKILL)
-    return target
+    return False
 
 
 def survivors(run, seconds=30):
@@ -49,38 +106,55 @@ def survivors(run, seconds=30):
     return alive
 
 
+def targets(rng):
+    """Yield what to kill: every kind in each few, in random order."""
+    while True:
+        yield from rng.sample(TARGETS, len(TARGETS))
+
+
 def test_chaos(embedx, tmp_path):
-    kills_wanted = int(os.environ.get("EMBEDX_CHAOS_KILLS", "4"))
+    kills_wanted = int(os.environ.get("EMBEDX_CHAOS_KILLS", "5"))
     rng = random.Random(int(os.environ.get("EMBEDX_CHAOS_SEED", "1")))
-    rows = texts(1200 if kills_wanted <= 10 else 12000)
-    write_jsonl(tmp_path / "c.jsonl", rows)
-    kills = []
-    while len(kills) < kills_wanted:
-        run = start(tmp_path, *ARGUMENTS, env=ENV)
-        time.sleep(rng.uniform(1.5, 6))
-        while run.poll() is None and len(kills) < kills_wanted:
-            try:
-                kills.append(strike(run, rng))
-            except psutil.Error:
-                continue
-            time.sleep(rng.uniform(0.5, 3))
-            if kills[-1] != "worker":
-                break
-        if kills and kills[-1] != "worker":
-            run.wait(60)
-            assert survivors(run) == [], "no process may outlive its driver"
-        elif run.poll() is None:
-            assert run.wait(300) == 0, run.stderr.read()
-        if run.returncode == 0 and len(kills) < kills_wanted:
-            # Done before all the kills were spent: more to do, so that the next ones hit something.
-            for row in rows[:: max(1, len(rows) // 1000)]:
-                row["text"] += " again"
-            write_jsonl(tmp_path / "c.jsonl", rows)
-    assert len(kills) == kills_wanted
-    report = embedx.json(*ARGUMENTS, env=ENV)
+    fleet = Fleet(tmp_path)
+    try:
+        rows = break_often(tmp_path, kills_wanted, rng, fleet)
+    finally:
+        fleet.kill()
+    report = embedx.json(*ARGUMENTS, "--workers", "2", env=ENV)
     assert report["items"]["embedded"] + report["items"]["unchanged"] == len(rows)
     embedx("extract", "c.jsonl", "--encoder", "minilm", "--out", "whole")
     assert_same(content(tmp_path / "s"), content(tmp_path / "whole"))
     assert embedx.json("verify", "s")["ok"]
     embedx("vacuum", "s")
     assert embedx.json("vacuum", "s")["orphans"] == [] and embedx.json(*ARGUMENTS)["items"]["planned"] == 0
+
+
+def break_often(folder, kills_wanted, rng, fleet):
+    """Run the extraction again and again, killing parts of it; returns the corpus as it is in the end."""
+    rows = texts(1200 if kills_wanted <= 10 else 12000)
+    write_jsonl(folder / "c.jsonl", rows)
+    target, kills, ends = targets(rng), 0, []
+    while kills < kills_wanted:
+        on_fleet = rng.random() < 0.5
+        where = ("--cluster", fleet.address()) if on_fleet else ("--workers", "2")
+        run = start(folder, *ARGUMENTS, *where, env=ENV)
+        time.sleep(rng.uniform(1.5, 6))
+        goes_on = True
+        while goes_on and run.poll() is None and kills < kills_wanted:
+            try:
+                goes_on = strike(next(target), run, fleet if on_fleet else None)
+            except psutil.Error:  # it ended by itself in this very moment
+                continue
+            kills += 1
+            time.sleep(rng.uniform(0.5, 3))
+        run.wait(300)
+        ends.append(run.returncode)
+        assert run.returncode in (0, 75, -signal.SIGKILL), (run.returncode, run.stderr.read())
+        assert survivors(run) == [], "no process may outlive its driver"
+        if run.returncode == 0 and kills < kills_wanted:
+            # Done before all the kills were spent: more to do, so that the next ones hit something.
+            for row in rows[:: max(1, len(rows) // 1000)]:
+                row["text"] += " again"
+            write_jsonl(folder / "c.jsonl", rows)
+    print(f"{kills} kills, runs ended with {ends}")
+    return rows

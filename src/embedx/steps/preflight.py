@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import secrets
 from collections.abc import Callable
@@ -86,17 +87,20 @@ def library_versions() -> dict[str, str]:
 
 
 def survey_worker(job: ShardJob) -> Survey:
-    """Say which versions this process has, and try to read the run's record and to write beside its shards."""
-    record, data = job.layout.folder, job.layout.data
-    if not record.is_dir():
-        return Survey(library_versions(), f"{record} is not there")
-    probe = data / f".probe-{secrets.token_hex(6)}"
+    """Say which versions this process has, and try to write to the run's record and whether it may to the data."""
+    record = job.layout.folder
+    # No folder is made for the trial: a run that ends before its first shard leaves none.
+    data = next(folder for folder in (job.layout.data, *job.layout.data.parents) if folder.is_dir())
+    probe = record / f".probe-{secrets.token_hex(6)}"
     try:
-        data.mkdir(parents=True, exist_ok=True)
         probe.touch(exist_ok=False)
         probe.unlink()
+    except FileNotFoundError:
+        return Survey(library_versions(), f"{record} is not there")
     except OSError as error:
-        return Survey(library_versions(), f"{data} cannot be written ({error.strerror or error})")
+        return Survey(library_versions(), f"{record} cannot be written ({error.strerror or error})")
+    if not os.access(data, os.W_OK | os.X_OK):
+        return Survey(library_versions(), f"{data} cannot be written")
     return Survey(library_versions(), "")
 
 
