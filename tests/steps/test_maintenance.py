@@ -76,3 +76,57 @@ def test_vacuum_keeps_what_the_log_no_longer_tells(embedx, tmp_path):
     assert embedx.json("vacuum", "s", "--retention-hours", "0.5")["orphans"] == []
     assert notes.exists() and len(content(tmp_path / "s")) == 5
     embedx("vacuum", "s", "--retention-hours", "nan", status=1)
+
+
+def test_identities_are_kept_of_the_newest_run_only(embedx, tmp_path):
+    from PIL import Image
+
+    def paint(name, shade):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (40, 40), (shade, 10, 200)).save(tmp_path / name)
+
+    for number in range(3):
+        paint(f"a/{number}.png", number)
+        paint(f"b/{number}.png", 100 + number)
+    encoder = tmp_path / "weights.pth"
+    save_squeezenet(encoder)
+    arguments = ("--encoder", "torchvision:squeezenet1_1", "--weights", encoder, "--out", "s")
+    embedx("extract", "one=a", *arguments)
+    # The same relative paths would clash: another alias and other names.
+    (tmp_path / "b").rename(tmp_path / "c")
+    for number in range(3):
+        (tmp_path / f"c/{number}.png").rename(tmp_path / f"c/c{number}.png")
+    embedx("extract", "two=c", *arguments)
+    files = list((tmp_path / "s" / "_embedx" / "runs").glob("*/identities.arrow"))
+    assert len(files) == 1, "the newest knows what the older ones knew"
+    report = embedx.json("extract", "one=a", *arguments)
+    assert report["items"]["unchanged"] == 3 and report["items"]["planned"] == 0, "of the first run's source too"
+    assert embedx.json("verify", "s")["ok"]
+
+
+def save_squeezenet(path):
+    import torch
+    from torchvision import models
+
+    torch.manual_seed(0)
+    torch.save(models.squeezenet1_1(weights=None).state_dict(), path)
+
+
+def test_digests_come_from_the_writer_also_after_a_crash(embedx, tmp_path):
+    """A resumed run publishes the sha256 that the shard's writer said: damage in between is found by verify."""
+    rows = texts(60)
+    rows[5]["text"] = None
+    write_jsonl(tmp_path / "c.jsonl", rows)
+    arguments = ("extract", "c.jsonl", "--encoder", "minilm", "--out", "s")
+    embedx(*arguments, "--max-failures", "0", status=3, env={"EMBEDX_SHARD_ITEMS": "20"})
+    (noted,) = (tmp_path / "s" / "_embedx" / "runs").glob("*/digests.jsonl")
+    assert len(noted.read_text().splitlines()) == 3
+    path = sorted((tmp_path / "s" / "data").glob("*/*.parquet"))[1]
+    data = bytearray(path.read_bytes())
+    data[200] ^= 1
+    path.write_bytes(data)
+    report = embedx.json(*arguments, "--max-failures", "1")
+    assert report["shards"]["reused"] == 3
+    (problem,) = embedx.json("verify", "s", status=1)["problems"]
+    assert "sha256" in problem["message"] and problem["path"].endswith(path.name)
+    assert not noted.exists()

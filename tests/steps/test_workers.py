@@ -1,0 +1,69 @@
+"""Workers that cannot do a run's work are refused before its first shard, by name."""
+
+import pytest
+
+from embedx.core.errors import EmbedxError
+from embedx.engine.cluster import Cluster
+from embedx.steps.extract_shard import ShardJob
+from embedx.steps.flight import check_workers
+from embedx.steps.preflight import survey_worker
+from tests.conftest import SUPPORT
+
+
+def job(root):
+    return ShardJob(
+        root=str(root),
+        run="000001-abcdef",
+        encoder={},
+        fingerprint="",
+        precision="fp32",
+        full_bits=False,
+        kind="text",
+        columns=(),
+        content_column=None,
+        runtime="auto",
+        device="auto",
+        threads=1,
+    )
+
+
+@pytest.fixture
+def other_cluster(tmp_path, monkeypatch):
+    """A cluster whose workers find another version of a library than this process does."""
+    from distributed import LocalCluster
+
+    folder = tmp_path / "site" / "timm-0.1.0.dist-info"
+    folder.mkdir(parents=True)
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: timm\nVersion: 0.1.0\n")
+    with monkeypatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(folder.parent))
+        with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster:
+            patch.undo()
+            yield cluster
+
+
+def test_another_version_of_a_library(embedx, tmp_path, other_cluster):
+    error = embedx.json(
+        "extract", SUPPORT, "--encoder", "minilm", "--out", "s", "--cluster", other_cluster.scheduler_address, status=1
+    )["error"]
+    assert "timm 0.1.0 instead of" in error["message"] and "tcp://" in error["message"]
+    assert not (tmp_path / "s").exists(), "nothing half-written"
+
+
+def test_a_store_that_workers_do_not_see(tmp_path):
+    assert "is not there" in survey_worker(job(tmp_path / "elsewhere")).problem
+    fine = job(tmp_path)
+    fine.layout.folder.mkdir(parents=True)
+    assert survey_worker(fine).problem == ""
+    assert not list(fine.layout.folder.iterdir()) and not fine.layout.data.exists(), "the trial leaves nothing"
+
+
+def test_the_worker_is_named(tmp_path):
+    from distributed import Client, LocalCluster
+
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as started,
+        Client(started, set_as_default=False) as client,
+        pytest.raises(EmbedxError, match="worker tcp://.* cannot use .*elsewhere"),
+    ):
+        check_workers(Cluster(client, 1, 1), job(tmp_path / "elsewhere"))
