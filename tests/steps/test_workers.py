@@ -36,7 +36,7 @@ def other_cluster(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: timm\nVersion: 0.1.0\n")
     with monkeypatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(folder.parent))
+        patch.syspath_prepend(folder.parent)  # spawned workers take over this process's path
         with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster:
             patch.undo()
             yield cluster
