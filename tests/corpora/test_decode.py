@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import threading
 import warnings
@@ -14,6 +13,7 @@ from PIL import Image, ImageFile, ImageOps
 
 from embedx.core.contracts import Broken
 from embedx.corpora.decode import FORMATS, IMAGE_SUFFIXES, MAX_PIXELS, decode_image
+from tests.corpora.hostile import encoded, photo, png_of_size
 
 DATA = Path(os.environ.get("EMBEDX_TEST_DATA", Path(__file__).parents[2].parent / "shared")) / "data"
 
@@ -41,19 +41,6 @@ def fixtures(name: str) -> Path:
     if not (DATA / name).is_dir():
         pytest.skip(f"{DATA / name} is not on this machine (set EMBEDX_TEST_DATA)")
     return DATA / name
-
-
-def photo(size=(320, 240)) -> Image.Image:
-    width, height = size
-    y, x = np.mgrid[0:height, 0:width]
-    channels = 128 + 100 * np.sin(x / 17), 255 * y / height, 128 + 90 * np.cos((x + y) / 23)
-    return Image.fromarray(np.stack(channels, axis=2).astype(np.uint8))
-
-
-def encoded(image: Image.Image, format: str, **how) -> bytes:
-    file = io.BytesIO()
-    image.save(file, format, **how)
-    return file.getvalue()
 
 
 def decoded(data: bytes, name: str = "x") -> np.ndarray:
@@ -197,14 +184,10 @@ def test_what_is_no_image_is_named(data, error, part):
 
 
 def test_bombs_are_refused_from_the_header_even_when_pillow_allows_them(monkeypatch):
-    data = bytearray(encoded(Image.new("L", (1, 1)), "PNG"))
-    data[16:24] = (40_000).to_bytes(4, "big") * 2
-    import zlib
-
-    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    data = png_of_size(40_000, 40_000)
     for limit in (Image.MAX_IMAGE_PIXELS, None):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-        result = decode_image(bytes(data), "bomb.png")
+        result = decode_image(data, "bomb.png")
         assert isinstance(result, Broken)
         assert result.error == "DecompressionBombError"
         assert "1,600,000,000 pixels" in result.message and f"{MAX_PIXELS:,}" in result.message

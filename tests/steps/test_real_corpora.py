@@ -1,11 +1,16 @@
 """The promises on real corpora with real weights, against each library's own recipe in fp32."""
 
+import json
+import os
+import shutil
+
 import numpy as np
 import pytest
 
 from embedx.inference.gates import measure_fidelity, passes_gate
 from embedx.store.reader import open_store
 from tests.conftest import Command
+from tests.corpora import hostile
 
 
 def rows_of(store, column, count):
@@ -139,16 +144,76 @@ def test_exif_orientation_is_applied(shared, tmp_path):
 
 
 def test_broken_images_are_listed_and_the_others_embedded(shared, tmp_path):
+    """Every fixture there is, and a file of every kind of trouble: each is embedded, listed with a reason, or counted."""
     command = Command(tmp_path)
+    corpus = tmp_path / "corpus"
+    for name in ("sharp-fixtures", "exif-orientation"):
+        shutil.copytree(shared / "data" / name, corpus / name)
+    for folder in ("good", "bad", ".hidden"):
+        (corpus / folder).mkdir()
+    for name, data in hostile.good().items():
+        (corpus / "good" / name).write_bytes(data)
+    bad = hostile.all_bad()
+    for file in bad:
+        (corpus / "bad" / file.name).write_bytes(file.data)
+    for name in ("paper.pdf", "print.eps", "notes.txt", "README", ".hidden/unseen.jpg"):
+        (corpus / name).write_bytes(b"x")
+    (corpus / "bad" / "gone.jpg").symlink_to("nowhere.jpg")
+    os.mkfifo(corpus / "bad" / "pipe.jpg")
+    (corpus / "circle").symlink_to(corpus)
+    n_files = sum(path.is_file() or path.is_fifo() or path.is_symlink() for path in corpus.rglob("*"))
     flags = encoder_flags("squeezenet", shared, tmp_path)
-    arguments = ("extract", shared / "data" / "sharp-fixtures", *flags, "--out", "s", "--max-failures", "100%")
-    report = command.json(*arguments)
+    report = command.json("extract", corpus, *flags, "--out", "s", "--max-failures", "100%")
     items = report["items"]
     assert items["embedded"] + items["failed"] == items["planned"]
-    assert items["planned"] + items["ignored"] == len(list((shared / "data" / "sharp-fixtures").iterdir()))
-    failures = {entry["id"]: entry["message"] for entry in command.json("failures", "s")["failures"]}
-    assert {"truncated.jpg", "truncated.png", "giant-image.jpg", "corrupt-header.jpg"} <= failures.keys()
-    assert len(failures) == items["failed"] and not failures.keys() & set(open_store(tmp_path / "s").vectors()[0])
+    assert items["planned"] + items["ignored"] == n_files
+    assert report["ignored_by_type"].items() >= {".pdf": 1, ".eps": 1, "no suffix": 1, "link to a folder": 1}.items()
+    failures = {entry["id"]: entry for entry in command.json("failures", "s")["failures"]}
+    embedded = set(open_store(tmp_path / "s").vectors()[0])
+    assert len(failures) == items["failed"] and not failures.keys() & embedded
+    expected = {f"bad/{file.name}": ("decode", file.error, file.said, False) for file in bad}
+    expected["bad/gone.jpg"] = ("read", "FileNotFoundError", "No such file", True)
+    expected["bad/pipe.jpg"] = ("read", "NotAFile", "is no file but a folder, pipe", False)
+    for item_id, (stage, error, said, retryable) in expected.items():
+        entry = failures.pop(item_id)
+        assert (entry["stage"], entry["error"], entry["retryable"]) == (stage, error, retryable), entry
+        assert said in entry["message"] and item_id.rpartition("/")[2] in entry["message"]
+    undecodable = {"truncated.jpg", "truncated.png", "giant-image.jpg", "corrupt-header.jpg", "cielab-dagams.tiff"}
+    assert failures.keys() == {f"sharp-fixtures/{name}" for name in (*undecodable, "65536-uint32-limit.png")}
+    assert embedded >= {f"good/{name}" for name in hostile.good()}
+    again = command.json("extract", corpus, *flags, "--out", "s")
+    assert (again["items"]["planned"], again["items"]["failed_before"]) == (0, items["failed"])
+
+
+def test_bad_texts_are_listed_and_the_others_embedded(tmp_path):
+    """One table in three encodings, with nothing, nonsense, and ten megabytes."""
+    command = Command(tmp_path)
+    good = {"plain": "good words", "nul": "good\0words", "long": "long words " * 1_000_000, "emoji": "\U0001f600"}
+    bad = {
+        "null": (None, "is null"),
+        "nan": (float("nan"), "is null"),
+        "empty": ("", "is empty"),
+        "blank": (" \n", "is empty"),
+        "only nul": ("\0", "nothing but control and other invisible characters"),
+        "number": (5, "holds int, not text"),
+        "list": (["x"], "holds list, not text"),
+        "surrogate": ("\ud800", "lone surrogate"),
+    }
+    rows = [*good.items(), *((name, value) for name, (value, _) in bad.items())]
+    lines = [json.dumps({"id": name, "text": value}).encode() for name, value in rows]
+    lines.append('{"id": "latin", "text": "café"}'.encode("latin1"))
+    (tmp_path / "t.jsonl").write_bytes(b"\n\n".join(lines) + b"\n")
+    report = command.json("extract", "t.jsonl", "--encoder", "minilm", "--out", "s", "--max-failures", "100%")
+    items = report["items"]
+    assert (items["planned"], items["embedded"], items["failed"]) == (len(rows) + 1, len(good), len(bad) + 1)
+    assert report["ignored_by_type"] == {"blank lines": len(rows)}
+    failures = {entry["id"]: entry for entry in command.json("failures", "s")["failures"]}
+    assert failures.keys() == bad.keys() | {"latin"}
+    for name, (_, said) in (bad | {"latin": (None, "is not UTF-8: byte 0xe9 at character 4")}).items():
+        entry = failures[name]
+        assert (entry["stage"], entry["error"], entry["retryable"]) == ("read", "BadText", False)
+        assert said in entry["message"] and "'text'" in entry["message"]
+    assert set(open_store(tmp_path / "s").vectors()[0]) == good.keys()
 
 
 def test_static_embeddings_are_those_of_the_library(shared, tmp_path):

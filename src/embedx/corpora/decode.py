@@ -41,10 +41,13 @@ IMAGE_SUFFIXES = frozenset((
 """File name endings (lower case, with the dot) that a folder listing takes for images."""
 
 MAX_PIXELS = 178_956_970
-"""Larger images are refused from their header; it is where Pillow refuses, twice where it warns."""
+"""Larger images are refused from their header; it is where Pillow refuses by default, twice where it warns."""
+
+MAX_FILE_BYTES = 2**30
+"""Larger files are refused unread: the largest allowed image takes as much uncompressed, at 16 bits per channel."""
 
 _MAGIC = (
-    (rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*(<!DOCTYPE svg[^>]*>\s*)?<svg", "an SVG drawing"),
+    (rb"\s*(<\?xml[^>]*>\s*)?(<!--(?:(?!-->).)*-->\s*)*(<!DOCTYPE svg[^>]*>\s*)?<svg", "an SVG drawing"),
     (rb"\s*<(!doctype html|html|head|body)", "an HTML page"),
     (rb"\s*[{\[]", "JSON or other text"),
     (rb"%PDF", "a PDF document"),
@@ -58,6 +61,9 @@ _MAGIC = (
     (rb"(II\*\0|MM\0\*|II\+\0|MM\0\+)", "a TIFF that is cut off, or of a kind that Pillow cannot read"),
     (rb"\0+$", "only zero bytes"),
 )
+_DAMAGED = re.compile(r"truncated|unexpected end|not enough|too short|broken data|decoder error|decoder object", re.I)
+"""What Pillow's plugins say of files that begin well."""
+
 _MAGIC_PATTERNS = tuple((re.compile(pattern, re.IGNORECASE | re.DOTALL), what) for pattern, what in _MAGIC)
 
 
@@ -88,13 +94,12 @@ def _load(data: bytes) -> Image:
     from PIL import Image, ImageFile
 
     _silence_pillow()
-    # Process-wide in Pillow, and some libraries switch it on: cut-off files would turn silently grey.
+    # Both are process-wide in Pillow, and some libraries change them. Cut-off files would turn silently grey, and
+    # images within images (the PNG in an ICO, the frames of a GIF) would be of any size.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
+    Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
     image = Image.open(io.BytesIO(data), formats=_formats())
-    n_pixels = image.width * image.height
-    if n_pixels > MAX_PIXELS:
-        raise Image.DecompressionBombError(f"({n_pixels} pixels)")
-    if n_pixels == 0:
+    if image.width * image.height == 0:
         raise ValueError(f"the image is {image.width} x {image.height} pixels")
     image.load()
     return image
@@ -170,6 +175,8 @@ def _explain(error: Exception, data: bytes, name: str) -> str:
             if pattern.match(data[:4096]):
                 return f"{name} holds {what}; readable are {', '.join(FORMATS)}"
         return f"{name} holds no image that can be read: damaged at its start, or none of {', '.join(FORMATS)}"
-    if re.search(r"truncated|unexpected end|not enough|too short", text, re.IGNORECASE):
+    if "MAX_TEXT" in text:
+        return f"{name} has metadata that unpack to more than a megabyte, as a decompression bomb's do"
+    if _DAMAGED.search(text):
         return f"{name} is cut off or damaged: {text}"[:500]
     return f"{name} cannot be decoded: {text or type(error).__name__}"[:500]

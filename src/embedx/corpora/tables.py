@@ -6,8 +6,9 @@ import csv
 import gzip
 import io
 import json
+import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from embedx.core.errors import CorpusError
+from embedx.core.specs import SHARD_MAX_BYTES
+from embedx.corpora.values import printable, unicode_problem
 
 PIECE_ROWS = 8_192
+
+PIECE_BYTES = 2**26
+"""A piece ends when its rows have about this many characters: a row may hold a whole book."""
+
+MAX_LINE_CHARACTERS = SHARD_MAX_BYTES
+"""Longer lines are refused before they fill the memory, as a small .gz could: no shard could hold such a text."""
 
 FORMATS = {
     ".jsonl": "jsonl",
@@ -29,7 +38,13 @@ FORMATS = {
     ".parquet": "parquet",
 }
 
-csv.field_size_limit(2**31 - 1)
+csv.field_size_limit(MAX_LINE_CHARACTERS)
+
+_NumberedRow = tuple[int, int, dict[str, Any]]
+"""A row with the number of its line and how many characters it has."""
+
+_UTF_16_OR_32 = re.compile("\udcff\udcfe|\udcfe\udcff|[^\0]\0[^\0]\0|\0[^\0]\0[^\0]|[^\0]\0\0\0|\0\0\0[^\0]")
+"""How a file begins that is no UTF-8: with a byte order mark, or ASCII characters that take two or four bytes."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +69,14 @@ class Table:
     Attributes:
         path: the file.
         format: jsonl, csv, tsv, txt or parquet.
-        blank_lines: lines without content met while iterating.
+        tolerant: give values that are not UTF-8 with their bytes as lone surrogates (`surrogateescape`), for the
+            caller to judge item by item; else the first one is an error.
+        blank_lines: lines without content met in the latest iteration.
     """
 
     path: Path
     format: str
+    tolerant: bool = False
     blank_lines: int = 0
 
     def columns(self) -> dict[str, str]:
@@ -68,11 +86,12 @@ class Table:
             CorpusError: the file is empty or broken.
         """
         if self.format == "parquet":
-            return {field.name: _parquet_type(field.type) for field in self._parquet().schema_arrow}
+            schema = self._parquet().schema_arrow
+            self._check_names(schema.names)
+            return {field.name: _parquet_type(field.type) for field in schema}
         if self.format == "txt":
             return {"text": "string"}
         first = next(self.iterate_pieces(), None)
-        self.blank_lines = 0
         if first is None:
             raise CorpusError(f"{self.path} has no rows", "Remove it from the sources, or fill it")
         # Only Parquet says its types. A JSON key may hold a number in one row and a string in another, so what is
@@ -83,56 +102,73 @@ class Table:
                 if value is not None and names.get(name, "other") == "other":
                     names[name] = "string" if isinstance(value, str) else "other"
                 names.setdefault(name, "other")
+        self._check_names(list(names))
         return names
 
-    def iterate_pieces(self) -> Iterator[Piece]:
+    def _check_names(self, names: list[str]) -> None:
+        if any(not name for name in names) or len(set(names)) != len(names):
+            raise CorpusError(f"{self.path} has empty or repeated column names", "Give every column a name of its own")
+        for name in names:
+            if wrong := unicode_problem(f"column {printable(name)!r}", name):
+                raise CorpusError(f"{self.path}: the name of {wrong}", "Rename the column")
+
+    def iterate_pieces(self, columns: Sequence[str] | None = None) -> Iterator[Piece]:
         """Yield the rows in order.
+
+        Args:
+            columns: the ones that are needed; a Parquet file is spared reading the others.
 
         Raises:
             CorpusError: a row is broken; the message names file and line.
         """
-        readers: dict[str, Callable[[], Iterator[tuple[int, dict[str, Any]]]]] = {
+        self.blank_lines = 0
+        readers: dict[str, Callable[[], Iterator[_NumberedRow]]] = {
             "jsonl": self._iterate_jsonl,
             "csv": lambda: self._iterate_csv(","),
             "tsv": lambda: self._iterate_csv("\t"),
             "txt": self._iterate_txt,
         }
-        if self.format == "parquet":
-            yield from self._iterate_parquet()
-            return
-        start, rows, lines = 0, [], []
         with _naming(self.path):
-            for line, row in readers[self.format]():
-                rows.append(row)
-                lines.append(line)
-                if len(rows) == PIECE_ROWS:
-                    yield Piece(start, rows, lines)
-                    start, rows, lines = start + len(rows), [], []
-        if rows:
-            yield Piece(start, rows, lines)
+            if self.format == "parquet":
+                yield from self._iterate_parquet(columns)
+            else:
+                yield from _cut_pieces(readers[self.format]())
 
-    def _lines(self) -> Iterator[tuple[int, str]]:
-        with _open_binary(self.path) as file:
-            for number, raw in enumerate(file, 1):
-                try:
-                    text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-                except UnicodeDecodeError as error:
-                    raise CorpusError(
-                        f"{self.path}:{number} is not UTF-8 (byte 0x{raw[error.start]:02x} at position {error.start})",
-                        "Convert the file, e.g. iconv -f latin1 -t utf-8",
-                    ) from None
-                text = text.rstrip("\r\n")
-                if text.strip():
-                    yield number, text
-                else:
-                    self.blank_lines += 1
+    def _lines(self, newline: str) -> Iterator[tuple[int, str]]:
+        """Yield (number, line with its end), with bytes that are not UTF-8 as lone surrogates if tolerant."""
+        with (
+            _open_binary(self.path) as raw,
+            io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline=newline) as file,
+        ):
+            for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_CHARACTERS), ""), 1):
+                self._check_line(number, line)
+                yield number, line
 
-    def _iterate_txt(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        for number, text in self._lines():
-            yield number, {"text": text}
+    def _check_line(self, number: int, line: str) -> None:
+        if number == 1 and _UTF_16_OR_32.match(line):
+            raise CorpusError(f"{self.path} is not UTF-8 but UTF-16 or UTF-32", "Convert it: iconv -f utf-16 -t utf-8")
+        if len(line) >= MAX_LINE_CHARACTERS:
+            raise CorpusError(
+                f"{self.path}:{number} is longer than {MAX_LINE_CHARACTERS:,} characters",
+                "Check that it has line breaks; cut longer texts into several items",
+            )
+        if not self.tolerant and (wrong := unicode_problem(f"{self.path}:{number}", line)):
+            raise CorpusError(wrong, "Convert the file, e.g. iconv -f latin1 -t utf-8")
 
-    def _iterate_jsonl(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        for number, text in self._lines():
+    def _text_lines(self) -> Iterator[tuple[int, str]]:
+        for number, line in self._lines("\n"):
+            text = line.rstrip("\r\n")
+            if text.strip():
+                yield number, text
+            else:
+                self.blank_lines += 1
+
+    def _iterate_txt(self) -> Iterator[_NumberedRow]:
+        for number, text in self._text_lines():
+            yield number, len(text), {"text": text}
+
+    def _iterate_jsonl(self) -> Iterator[_NumberedRow]:
+        for number, text in self._text_lines():
             try:
                 row = json.loads(text)
             except (ValueError, RecursionError) as error:
@@ -144,53 +180,53 @@ class Table:
                     f"{self.path}:{number} is not a JSON object but {_describe(row)}",
                     "Each line must be one object",
                 )
-            yield number, row
+            yield number, len(text), row
 
-    def _iterate_csv(self, delimiter: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        with _open_binary(self.path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter=delimiter, strict=True)
-            line = 1
-            try:
-                header = next(reader, None)
-                if header is None:
-                    return
-                if len(set(header)) != len(header) or any(not name for name in header):
+    def _iterate_csv(self, delimiter: str) -> Iterator[_NumberedRow]:
+        lines = (line for _, line in self._lines(newline=""))
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        line = 1
+        try:
+            header = next(reader, None)
+            if header is None:
+                return
+            self._check_names(header)
+            line = reader.line_num + 1
+            for values in reader:
+                if not values:
+                    self.blank_lines += 1
+                elif len(values) != len(header):
                     raise CorpusError(
-                        f"{self.path}:1 has empty or repeated column names",
-                        "Give every column a name of its own",
+                        f"{self.path}:{line} has {len(values)} fields, the header has {len(header)}",
+                        "Mend the line, or quote fields that contain the delimiter or line breaks",
                     )
+                else:
+                    yield line, sum(map(len, values)), dict(zip(header, values))
                 line = reader.line_num + 1
-                for values in reader:
-                    if not values:
-                        self.blank_lines += 1
-                    elif len(values) != len(header):
-                        raise CorpusError(
-                            f"{self.path}:{line} has {len(values)} fields, the header has {len(header)}",
-                            "Mend the line, or quote fields that contain the delimiter or line breaks",
-                        )
-                    else:
-                        yield line, dict(zip(header, values))
-                    line = reader.line_num + 1
-            except UnicodeDecodeError as error:
-                raise CorpusError(
-                    f"{self.path}:{line} or soon after is not UTF-8 (byte 0x{error.object[error.start]:02x})",
-                    "Convert the file, e.g. iconv -f latin1 -t utf-8",
-                ) from None
-            except csv.Error as error:
-                raise CorpusError(f"{self.path}:{line} is not valid CSV ({error})", "Mend the line") from None
+        except csv.Error as error:
+            raise CorpusError(f"{self.path}:{line} is not valid CSV ({error})", "Mend the line") from None
 
     def _parquet(self) -> pq.ParquetFile:
         with _naming(self.path):
             return pq.ParquetFile(self.path)
 
-    def _iterate_parquet(self, columns: list[str] | None = None) -> Iterator[Piece]:
+    def _iterate_parquet(self, columns: Sequence[str] | None) -> Iterator[Piece]:
         start = 0
         file = self._parquet()
-        with _naming(self.path):
-            for batch in file.iter_batches(PIECE_ROWS, columns=columns):
-                rows = batch.to_pylist()
-                yield Piece(start, rows, list(range(start, start + len(rows))))
-                start += len(rows)
+        wanted = None if columns is None else [name for name in file.schema_arrow.names if name in columns]
+        for batch in file.iter_batches(_batch_rows(file.metadata), columns=wanted):
+            rows = self._batch_rows(batch)
+            yield Piece(start, rows, list(range(start, start + len(rows))))
+            start += len(rows)
+
+    def _batch_rows(self, batch: pa.RecordBatch) -> list[dict[str, Any]]:
+        try:
+            return batch.to_pylist()
+        except UnicodeDecodeError:  # Parquet does not check that strings are UTF-8
+            if not self.tolerant:
+                raise
+            columns = [_tolerant_values(column) for column in batch.columns]
+            return [dict(zip(batch.schema.names, values)) for values in zip(*columns)]
 
 
 def table_format(path: Path) -> str | None:
@@ -203,13 +239,34 @@ def table_format(path: Path) -> str | None:
     return FORMATS.get(suffixes[-1]) if suffixes else None
 
 
-def text_of(value: Any) -> str | None:
-    """Return a carried value as a string: strings as they are, everything else as JSON; None stays None."""
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, (bool, int, float, list, dict)):
-        return json.dumps(value, ensure_ascii=False, default=str)
-    return str(value)
+def _cut_pieces(numbered: Iterator[_NumberedRow]) -> Iterator[Piece]:
+    start, size = 0, 0
+    rows: list[dict[str, Any]] = []
+    lines: list[int] = []
+    for line, characters, row in numbered:
+        rows.append(row)
+        lines.append(line)
+        size += characters
+        if len(rows) == PIECE_ROWS or size > PIECE_BYTES:
+            yield Piece(start, rows, lines)
+            start, size, rows, lines = start + len(rows), 0, [], []
+    if rows:
+        yield Piece(start, rows, lines)
+
+
+def _batch_rows(metadata: pq.FileMetaData) -> int:
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    heaviest = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)
+    return max(1, min(PIECE_ROWS, PIECE_BYTES // max(1, heaviest)))
+
+
+def _tolerant_values(column: pa.Array) -> list[Any]:
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if _parquet_type(column.type) != "string":
+        return column.to_pylist()
+    values = column.cast(pa.large_binary()).to_pylist()
+    return [value if value is None else value.decode("utf-8", "surrogateescape") for value in values]
 
 
 def _describe(value: Any) -> str:

@@ -104,7 +104,7 @@ def _local(resources: Resources) -> Iterator[Cluster]:
                 threads_per_worker=TASKS_PER_WORKER,
                 processes=True,
                 memory_limit=int(memory_quota_bytes() * 0.9 / workers),
-                dashboard_address=":0",
+                dashboard_address="127.0.0.1:0",  # without a host it would listen to the whole network
                 silence_logs=logging.CRITICAL,
             )
     except (RuntimeError, OSError, TimeoutError) as error:

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedx.core.errors import CorpusError, UsageError
-from embedx.corpora.tables import Table, table_format, text_of
+from embedx.corpora.tables import Table, table_format
+from embedx.corpora.values import text_of
 from embedx.store.reader import Store
 
 ID_COLUMNS = ("item_id", "id")
