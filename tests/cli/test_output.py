@@ -51,3 +51,10 @@ def test_errors_are_one_line_or_one_object(capsys):
     assert capsys.readouterr().err == "embedx: what. do this\n"
     output.show_error("what", "do this", 3, as_json=True)
     assert json.loads(capsys.readouterr().out) == {"error": {"code": 3, "message": "what", "remedy": "do this"}}
+
+
+def test_control_characters_of_ids_do_not_reach_the_terminal(capsys):
+    output.show_report({}, False, ["evil\x1b[1A\x1b[2K\tid\u202e, caf\u00e9 \u4f60"])
+    assert capsys.readouterr().out == "evil\\x1b[1A\\x1b[2K\tid\\u202e, caf\u00e9 \u4f60\n"
+    output.show_error("bad \x07 id", "", 1, as_json=False)
+    assert "\x07" not in capsys.readouterr().err

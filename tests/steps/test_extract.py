@@ -377,3 +377,28 @@ def test_ctrl_c_while_workers_start(embedx, tmp_path):
     _, stderr = run.communicate(timeout=60)
     assert run.returncode == 130 and "Traceback" not in stderr, stderr
     assert embedx.json("extract", "c.jsonl", "--encoder", "minilm", "--out", "s")["items"]["embedded"] == 50
+
+
+def test_another_folder_does_not_silently_replace(embedx, tmp_path):
+    """Files of one name in two folders: an error in one run, and so it is over two runs."""
+    from PIL import Image
+
+    from tests.steps.test_maintenance import save_squeezenet
+
+    for year, shade in (("2023", 10), ("2024", 200)):
+        (tmp_path / year).mkdir()
+        Image.new("RGB", (32, 32), (shade, 90, 20)).save(tmp_path / year / "DSC_0001.png")
+    save_squeezenet(tmp_path / "w.pth")
+    encoder = ("--encoder", "torchvision:squeezenet1_1", "--weights", "w.pth", "--out", "s")
+    embedx("extract", "2023", *encoder)
+    before = content(tmp_path / "s")
+    error = embedx.json("extract", "2024", *encoder, status=1)["error"]
+    assert "'DSC_0001.png', would replace other items of 2023" in error["message"] and "2023=PATH" in error["remedy"]
+    assert np.array_equal(content(tmp_path / "s")["DSC_0001.png"][1], before["DSC_0001.png"][1])
+    assert embedx.json("extract", "2023=2024", *encoder)["items"]["changed"] == 1, "the user says that it is the same"
+
+
+def test_a_store_path_that_is_no_text(embedx, tmp_path):
+    out = os.fsdecode(os.fsencode(tmp_path) + b"/out\xff")
+    error = embedx.json("extract", SUPPORT, "--encoder", "minilm", "--out", out, status=1)["error"]
+    assert "is not valid UTF-8" in error["message"]

@@ -26,8 +26,13 @@ def show_report(report: Report, as_json: bool, lines: Iterable[str]) -> None:
     if as_json:
         sys.stdout.write(json.dumps(report, ensure_ascii=False) + "\n")
     else:
-        sys.stdout.write("\n".join(lines) + "\n")
+        sys.stdout.write("\n".join(_printable(line) for line in lines) + "\n")
     sys.stdout.flush()
+
+
+def _printable(line: str) -> str:
+    """Escape control characters: an id must not move the cursor and hide its own line."""
+    return "".join(c if c.isprintable() or c == "\t" else c.encode("unicode_escape").decode() for c in line)
 
 
 def show_error(message: str, remedy: str, code: int, as_json: bool) -> int:
@@ -36,7 +41,7 @@ def show_error(message: str, remedy: str, code: int, as_json: bool) -> int:
         error = {"error": {"code": code, "message": message, "remedy": remedy}}
         sys.stdout.write(json.dumps(error, ensure_ascii=False) + "\n")
     else:
-        sys.stderr.write(f"embedx: {message}{'. ' + remedy if remedy else ''}\n")
+        sys.stderr.write(f"{_printable(f'embedx: {message}' + ('. ' + remedy if remedy else ''))}\n")
     return code
 
 

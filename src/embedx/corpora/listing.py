@@ -43,6 +43,11 @@ class Corpus:
     positional: tuple[str, ...]
     ignored: Counter[str] = field(default_factory=Counter)
 
+    @property
+    def derived_ids(self) -> list[str]:
+        """Labels of the sources whose ids nobody gave: paths in a folder, row numbers."""
+        return [*(source.label for source in self.sources if source.table is None), *self.positional]
+
     def iterate_batches(self) -> Iterator[pa.RecordBatch]:
         """Yield the listing in order, without the column `row`.
 

@@ -200,6 +200,12 @@ class Table:
                         f"{self.path}:{line} has {len(values)} fields, the header has {len(header)}",
                         "Mend the line, or quote fields that contain the delimiter or line breaks",
                     )
+                elif delimiter == "\t" and reader.line_num > line:
+                    # Most TSV is written without quoting: then a text that begins with a quote would swallow rows.
+                    raise CorpusError(
+                        f"{self.path}:{line} has a quoted field that goes on to line {reader.line_num}",
+                        "If quotes have no meaning there, double and enclose them, or write the table as .csv",
+                    )
                 else:
                     yield line, sum(map(len, values)), dict(zip(header, values))
                 line = reader.line_num + 1

@@ -19,8 +19,8 @@ from embedx.core.contracts import Broken, Encoder, Prepared, Runtime
 MAX_BATCH_ITEMS = 512
 
 TEXT_CHUNK = 512
-IMAGE_CHUNK = 16
-"""Items prepared at a time by one thread."""
+IMAGE_CHUNK = 1
+"""Items prepared at a time by one thread. One image: decoded, a large photo is a hundred times its cropped square."""
 
 IMAGE_WINDOW = 256
 """Images held decoded at a time: a quarter of a gigabyte of float inputs at most. Texts need no window: tokens are

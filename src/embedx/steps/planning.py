@@ -183,12 +183,23 @@ def _compare(planning: Planning, diff: Diff, plan: Plan) -> None:
     plan.duplicates = plan.listed - sum(diff.counts().values())
     if by_file and planning.snapshot.files:
         _acquit_touched(diff, plan.layout.file("suspects.arrow"))
+    _refuse_replacement(diff, corpus)
     gone = [source.label for source in corpus.sources] if spec.mirror else []
     known = latest_failures(planning.store, planning.history)
     standing = diff.surviving_failures(known, gone)
     if known is not None and standing is not None:
         plan.failures.append(standing.cast(FAILURE_SCHEMA))
         plan.forgotten = read_arrow(known).num_rows - standing.num_rows
+
+
+def _refuse_replacement(diff: Diff, corpus: Corpus) -> None:
+    """Two folders with files of one name are no change of the first one's, unless the user calls them alike."""
+    if found := diff.find_replaced(corpus.derived_ids):
+        item_id, source, stored, count = found
+        raise CorpusError(
+            f"{count:,} items of {source}, such as {item_id!r}, would replace other items of {stored} in the store",
+            f"If {source} is what {stored} has become, name it so: {stored}=PATH; else extract to another --out",
+        )
 
 
 def _acquit_touched(diff: Diff, suspects: Path) -> None:

@@ -1,4 +1,4 @@
-"""Files of queries: texts from .txt, .jsonl, .csv, .tsv and .parquet, vectors from .npy."""
+"""Files of queries: texts or image paths from .txt, .jsonl, .csv, .tsv and .parquet, vectors from .npy."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy as np
 from embedx.core.errors import UsageError
 
 TEXT_COLUMNS = ("text", "query")
+IMAGE_COLUMN = "image"
 
 
 @dataclass(frozen=True)
@@ -21,14 +22,15 @@ class QueryFile:
     """The queries of a file, in its order.
 
     Attributes:
-        names: what each one is called in the answer: its text, or its row for vectors.
-        texts: to embed; None where the file holds vectors.
-        vectors: (m, dim); None where the file holds texts.
+        names: what each one is called in the answer: its text, its image's path as the file says it, or its row
+            for vectors.
+        images: the image files; None where the file holds something else.
+        vectors: (m, dim); None where the file holds something else.
         ids: the file's own ids; None where it has none.
     """
 
     names: list[str]
-    texts: list[str] | None = None
+    images: list[Path] | None = None
     vectors: np.ndarray | None = None
     ids: list[str] | None = None
 
@@ -64,7 +66,7 @@ def read_queries(path: Path) -> QueryFile:
 def _read_lines(path: Path) -> QueryFile:
     lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     texts = [line for line in lines if line]
-    return QueryFile(names=texts, texts=texts)
+    return QueryFile(names=texts)
 
 
 def _read_json_lines(path: Path) -> QueryFile:
@@ -100,27 +102,29 @@ def _read_parquet(path: Path) -> QueryFile:
     try:
         file = pq.ParquetFile(path)
         names = file.schema_arrow.names
-        wanted = [name for name in (*TEXT_COLUMNS, "id") if name in names]
+        wanted = [name for name in (*TEXT_COLUMNS, IMAGE_COLUMN, "id") if name in names]
         return _from_rows(path, file.read(columns=wanted).to_pylist(), names)
     except pa.ArrowException as error:
         raise UsageError(f"{path} is not a readable Parquet file ({error})", "Write it again") from error
 
 
 def _from_rows(path: Path, rows: Iterable[Mapping[str, Any]], columns: list[str]) -> QueryFile:
-    column = next((name for name in TEXT_COLUMNS if name in columns), None)
+    column = next((name for name in (*TEXT_COLUMNS, IMAGE_COLUMN) if name in columns), None)
     if column is None:
         raise UsageError(
-            f"{path} has no column {' or '.join(TEXT_COLUMNS)}",
+            f"{path} has no column {' or '.join(TEXT_COLUMNS)}, and no column {IMAGE_COLUMN} of image paths",
             f"Its columns: {', '.join(columns) or 'none'}",
         )
-    texts, ids = [], []
+    names, ids = [], []
     for number, row in enumerate(rows, start=1):
-        text = row.get(column)
-        if not isinstance(text, str) or not text.strip():
+        name = row.get(column)
+        if not isinstance(name, str) or not name.strip():
             raise UsageError(f"{path}, query {number} has no text in the column {column!r}", "Fill it or leave it out")
-        texts.append(text)
+        names.append(name)
         ids.append("" if row.get("id") is None else str(row["id"]))
-    return QueryFile(names=texts, texts=texts, ids=ids if "id" in columns else None)
+    # Like the paths of a corpus: relative to the table that names them.
+    images = [path.parent / name for name in names] if column == IMAGE_COLUMN else None
+    return QueryFile(names=names, images=images, ids=ids if "id" in columns else None)
 
 
 def _read_vectors(path: Path) -> QueryFile:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from embedx.core.contracts import Broken, EncoderCard
-from embedx.core.errors import EncoderError, StoreError, UsageError
+from embedx.core.errors import EncoderError, FingerprintMismatchError, StoreError, UsageError
 from embedx.core.paths import write_atomic
 from embedx.core.reports import Report
 from embedx.indexes.search import Hits, VectorIndex, open_index
@@ -48,7 +48,7 @@ class SearchSpec:
         text: a text to embed.
         image: an image file to embed.
         item_id: an item of the index; it is left out of its own hits.
-        queries: a file of texts (.txt, .jsonl, .csv, .tsv, .parquet) or of vectors (.npy).
+        queries: a file of texts or image paths (.txt, .jsonl, .csv, .tsv, .parquet) or of vectors (.npy).
         k: hits per query.
         where: a DuckDB condition over `item_id` and the carried columns.
         out: a Parquet file to write the hits to.
@@ -109,7 +109,8 @@ def search_index(spec: SearchSpec, open_session: OpenSession | None = None) -> R
     Raises:
         UsageError: a query of the wrong kind or broken, an unknown item, a broken or empty condition.
         StoreError: no index, or a damaged one.
-        FingerprintMismatchError: the encoder is another today than the one that made the index.
+        FingerprintMismatchError: the encoder is another today than the one that made the index, or the encoder of
+            its queries belongs to another model.
     """
     index = open_index(spec.index)
     answered = _answer(index, spec, open_session or _own_session)
@@ -161,14 +162,16 @@ def _answer(index: VectorIndex, spec: SearchSpec, open_session: OpenSession) -> 
 def _answer_file(index: VectorIndex, file: QueryFile, spec: SearchSpec, open_session: OpenSession) -> Answered:
     if file.vectors is not None:
         return Answered(file.names, index.search(file.vectors, spec.k, spec.where))
-    texts = file.texts or []
-    vectors, failures = _session(index, "text", open_session).embed_texts(texts)
-    if len(failures) == len(texts):
+    if file.images is not None:
+        vectors, failures = _session(index, "image", open_session).embed_image_files(file.images)
+    else:
+        vectors, failures = _session(index, "text", open_session).embed_texts(file.names)
+    if len(failures) == len(file.names):
         raise UsageError(
             f"no query of {spec.queries} can be embedded, the first one: {failures[0].message}",
             "Mend the file",
         )
-    kept = [position for position in range(len(texts)) if position not in failures]
+    kept = [position for position in range(len(file.names)) if position not in failures]
     return Answered(
         names=[file.names[position] for position in kept],
         hits=index.search(vectors, spec.k, spec.where),
@@ -181,21 +184,40 @@ def _answer_file(index: VectorIndex, file: QueryFile, spec: SearchSpec, open_ses
 
 
 def _session(index: VectorIndex, kind: str, open_session: OpenSession) -> EncoderSession:
-    """Load the encoder an index names, after checking that it takes queries of this kind."""
+    """Load the encoder that embeds queries of this kind into the space of the index, and check that it is the one."""
     encoder = index.card.encoder
     modality = encoder["modality"]
-    if modality != kind:
-        flags = "--image or --id" if modality == "image" else "--text, --queries or --id"
+    queries = encoder.get("queries", {})  # absent from cards of older versions
+    if kind in queries:
+        session = _query_session(encoder, queries[kind], open_session)
+    elif kind == modality:
+        session = open_session(encoder["spec"], encoder["fingerprint"], encoder["precision"])
+    else:
         raise UsageError(
             f"a query by {kind} needs an encoder of {kind}s, the index was made with {encoder['ref']}, "
             f"an encoder of {modality}s",
-            f"Search it with {flags}",
+            f"Search it with {_FLAGS[modality]}; an image tower of open_clip is searched by text too",
         )
-    session = open_session(encoder["spec"], encoder["fingerprint"], encoder["precision"])
     if session.card.dim != index.dim:
         raise EncoderError(
             f"{session.card.ref} gives {session.card.dim} values, the index holds {index.dim}",
             "Build the index again",
+        )
+    return session
+
+
+_FLAGS = {"image": "--image or --id", "text": "--text, --queries or --id"}
+
+
+def _query_session(encoder: dict[str, Any], spec: dict[str, Any], open_session: OpenSession) -> EncoderSession:
+    """Load the encoder that was trained to embed queries for another one: CLIP's text tower, a query prompt."""
+    # fp32 whatever the precision of the index: a query more exact than the vectors is no error, and costs little.
+    session = open_session(spec, "", "fp32")
+    if not encoder["space"] or session.card.space != encoder["space"]:
+        raise FingerprintMismatchError(
+            f"{session.card.ref} belongs to the model {session.card.space[:12] or 'of itself alone'} here, "
+            f"but the vectors of {encoder['ref']} in the index to the model {encoder['space'][:12]}",
+            "Its weights or configuration changed: use the same ones, or extract and index again",
         )
     return session
 

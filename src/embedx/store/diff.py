@@ -166,6 +166,20 @@ class Diff:
             ),
         )
 
+    def find_replaced(self, labels: list[str]) -> tuple[str, str, str, int] | None:
+        """Find changed items of some sources that stand in the store as another source's.
+
+        Returns:
+            (an item, its source, the store's source, how many there are of these two), or None.
+        """
+        self._database.register("derived", pa.table({"source": pa.array(labels, pa.string())}))
+        rows = self._database.do(
+            """SELECT min(item_id), d.source, c.source, count(*) FROM decision d JOIN current c USING (item_id)
+               WHERE d.kind = 'changed' AND d.source != c.source AND d.source IN (SELECT source FROM derived)
+               GROUP BY ALL ORDER BY count(*) DESC LIMIT 1"""
+        )
+        return rows[0] if rows else None
+
     def mark_same_content(self, rows: np.ndarray) -> None:
         """Call items unchanged (or updated) whose digest turned out to be the store's; (n,) int64 listing rows."""
         self._database.register("same_rows", pa.table({"row": pa.array(rows, pa.int64())}))

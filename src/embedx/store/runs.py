@@ -62,6 +62,10 @@ def check_out(root: Path) -> None:
     if re.search(r"%[0-9A-Fa-f]{2}", str(root.resolve())):
         # Delta's own library decodes such a path, and would write to another folder.
         raise StoreError(f"{root} has a percent sign before two hex digits", "Choose another --out")
+    try:
+        str(root.resolve()).encode()
+    except UnicodeEncodeError:
+        raise StoreError(f"{str(root)!a} is not valid UTF-8", "Choose another --out") from None
     if root.is_symlink() and not root.exists():
         raise StoreError(f"{root} is a broken link", "Choose another --out")
     if root.exists() and not root.is_dir():
