@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help install demo test chaos lint bench clean
+.PHONY: help install demo test chaos conformance lint bench clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -32,6 +32,11 @@ test: lint  ## lint, then every test
 
 chaos: $(STAMP)  ## the long chaos test: 50 kills of driver, workers or everything
 	@EMBEDX_CHAOS_KILLS=50 $(BIN)/python -m pytest tests/steps/test_chaos.py --timeout=3600
+
+conformance: $(STAMP)  ## every encoder against its own library; makes docs/encoders.md
+	@mkdir -p build && rm -f build/conformance.jsonl
+	@EMBEDX_CONFORMANCE_OUT=build/conformance.jsonl $(BIN)/python -m pytest -n 2 tests/conformance/test_conformance.py
+	@$(BIN)/python jobs/encoder_table.py build/conformance.jsonl docs/encoders.md
 
 bench: $(STAMP)  ## the short benchmarks; writes benchmarks/results/
 	@$(BIN)/python benchmarks/text.py --short

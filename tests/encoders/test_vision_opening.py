@@ -252,10 +252,32 @@ def test_preprocessing_is_that_of_the_published_weights_a_file_is(saved, monkeyp
     assert torchvision_family._published_as(path, choices) is None
 
 
-def test_densenet_files_have_older_names():
-    name = "features.denseblock1.denselayer12.norm.1.weight"
-    assert torchvision_family._densenet_name(name) == "features.denseblock1.denselayer12.norm1.weight"
-    assert torchvision_family._densenet_name("features.norm0.weight") == "features.norm0.weight"
+@pytest.mark.parametrize(
+    ("published", "current"),
+    [
+        ("features.denseblock2.denselayer12.norm.1.weight", "features.denseblock2.denselayer12.norm1.weight"),
+        ("encoder.layers.encoder_layer_11.mlp.linear_1.bias", "encoder.layers.encoder_layer_11.mlp.0.bias"),
+        ("encoder.layers.encoder_layer_11.mlp.linear_2.weight", "encoder.layers.encoder_layer_11.mlp.3.weight"),
+    ],
+)
+def test_published_files_have_older_names(published, current):
+    from torchvision import models
+
+    name = "densenet121" if "dense" in published else "vit_b_32"
+    assert current in models.get_model(name, weights=None).state_dict()
+    assert torchvision_family._current_name(published) == current
+    assert torchvision_family._current_name(current) == current
+    assert torchvision_family._current_name("features.norm0.weight") == "features.norm0.weight"
+
+
+def test_weights_without_a_format_version_load(saved, states):
+    from safetensors.torch import save_file
+    from torchvision import models
+
+    states["mnasnet0_5"] = models.mnasnet0_5(weights=None).state_dict()
+    path = saved("mnasnet0_5")
+    save_file(dict(states["mnasnet0_5"]), f"{path}.safetensors")
+    assert tv("mnasnet0_5", path).card.fingerprint == tv("mnasnet0_5", f"{path}.safetensors").card.fingerprint
 
 
 @pytest.mark.parametrize(
@@ -287,45 +309,6 @@ def test_model_args(saved):
 def test_a_model_of_another_image_size_says_so(saved):
     with pytest.raises(EncoderError, match="does not run on images of 96 x 96"):
         tm("test_vit", saved("test_vit"), model_args={"dynamic_img_size": False}, preprocess=PreprocessSpec(crop=96))
-
-
-def test_layers_of_torchvision(saved):
-    import torch
-    from torchvision import models
-
-    path = saved("resnet18")
-    model = models.resnet18(weights=None).eval()
-    model.load_state_dict(torch.load(path, weights_only=True))
-    maps = {}
-    model.layer3.register_forward_hook(lambda _, __, output: maps.update(layer3=output))
-    pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    with torch.no_grad():
-        model((pixels / 255 - mean) / std)
-        for pooling, expected in (
-            (None, maps["layer3"].mean((2, 3))),
-            ("max", maps["layer3"].amax((2, 3))),
-            ("flatten", maps["layer3"].flatten(1)),
-        ):
-            small = PreprocessSpec(resize=64, crop=64)
-            encoder = tv("resnet18", path, layer="layer3", pooling=pooling, preprocess=small)
-            vectors = encoder.build()(pixels)
-            assert vectors.shape == (2, encoder.card.dim)
-            torch.testing.assert_close(vectors, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_layers_that_cannot_be_had(saved):
-    path = saved("resnet18")
-    for how, part in (
-        ({"layer": "layr3"}, "Did you mean"),
-        ({"pooling": "avg"}, "nothing to pool"),
-        ({"layer": "layer3", "pooling": "gem"}, "avg, max, flatten"),
-    ):
-        with pytest.raises(UsageError, match=part):
-            tv("resnet18", path, **how)
-    for how in ({"layer": "blocks.0"}, {"pooling": "avg"}):
-        with pytest.raises(UsageError, match="not supported"):
-            tm("test_vit", path, **how)
 
 
 def test_listing_builds_nothing():

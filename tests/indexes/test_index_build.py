@@ -40,6 +40,8 @@ def test_the_folder_is_what_the_design_says(store, build, index_path):
         "modality": "text",
         "precision": "fp32",
         "spec": {"family": "fake", "name": "text"},
+        "space": "",
+        "queries": {},
     }
     assert card["recall"]["value"] == 1.0 and card["recall"]["n_queries"] == 60
     assert card["speed"]["qps"] > 0 and set(card["speed"]["latency_ms"]) == {"median", "p95"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 
 from embedx.cli import index as index_command
 from embedx.cli import search as search_command
-from embedx.core.errors import EmbedxError, StoreError, UsageError
+from embedx.core.errors import EmbedxError, FingerprintMismatchError, StoreError, UsageError
 from embedx.indexes.spec import IndexSpec
 from embedx.steps import index as index_step
 from embedx.steps import search as search_step
@@ -82,6 +83,46 @@ def test_a_query_of_the_wrong_kind_is_refused_by_name(built, opener, tmp_path, b
             search_index(spec, opener)
     assert sessions == [], "refused before the encoder is loaded"
     assert len(search_index(SearchSpec(built, image=picture, k=3), opener)["hits"]) == 3
+
+
+def with_query_encoder(store, space: str = "clip") -> None:
+    """Make the store's encoder one whose texts are embedded by another encoder of its space."""
+    spec = {"family": "fake", "name": "other tower"}
+    store.card = replace(store.card, space=space, queries={"text": spec})
+
+
+@pytest.mark.parametrize("modality", ["image", "text"])
+def test_queries_are_embedded_by_the_encoder_that_was_trained_for_them(build, index_path, sessions, modality):
+    store = FakeStore(np.eye(8), modality=modality)
+    with_query_encoder(store)
+    build(store)
+
+    def open_session(*asked):
+        sessions.append(asked)
+        session = FakeSession()
+        session.card = replace(session.card, space="clip")
+        return session
+
+    report = search_index(SearchSpec(index_path, text=as_text(store.matrix[3]), k=1), open_session)
+    assert report["hits"][0]["id"] == "item-0003"
+    assert sessions == [({"family": "fake", "name": "other tower"}, "", "fp32")]
+
+
+@pytest.mark.parametrize("space", ["clip", ""])
+def test_an_encoder_of_queries_of_another_space_is_refused(build, index_path, opener, space):
+    store = FakeStore(np.eye(8), modality="image")
+    with_query_encoder(store, space)
+    build(store)
+    with pytest.raises(FingerprintMismatchError, match=r"fake:other tower belongs to .* but the vectors of fake:image"):
+        search_index(SearchSpec(index_path, text="1 0 0 0 0 0 0 0"), opener)
+
+
+def test_files_of_image_paths(build, index_path, opener, sessions, tmp_path):
+    build(FakeStore(np.eye(8), modality="image"))
+    (tmp_path / "q.csv").write_text("image,id\na/1.jpg,x\n2.jpg,y\n")
+    report = search_index(SearchSpec(index_path, queries=tmp_path / "q.csv", k=2), opener)
+    assert [(query["query"], query["id"]) for query in report["queries"]] == [("a/1.jpg", "x"), ("2.jpg", "y")]
+    assert sessions[0][1].asked == [[tmp_path / "a" / "1.jpg", tmp_path / "2.jpg"]]
 
 
 def test_an_item_finds_the_others(built, store):

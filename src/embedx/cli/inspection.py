@@ -1,4 +1,4 @@
-"""`embedx encoders`, `inspect`, `verify`, `failures` and `history`: look, change nothing."""
+"""`embedx inspect`, `verify`, `failures` and `history`: look, change nothing."""
 
 from __future__ import annotations
 
@@ -18,37 +18,10 @@ AnyPath = Annotated[Path, typer.Argument(metavar="PATH", help="A store, index or
 
 def register(app: typer.Typer) -> None:
     """Attach the commands."""
-    app.command("encoders", epilog="Examples\n\nembedx encoders | grep resnet\n\nembedx encoders show minilm")(encoders)
     app.command("inspect", epilog="Examples\n\nembedx inspect store/\n\nembedx inspect store/ --files")(inspect)
     app.command("verify", epilog="Examples\n\nembedx verify store/\n\nembedx verify store/ --deep 100")(verify)
     app.command("failures", epilog="Example\n\nembedx failures store/ --json | jq .failures")(failures)
     app.command("history", epilog="Example\n\nembedx history store/")(history)
-
-
-def encoders(
-    action: Annotated[str | None, typer.Argument(metavar="[show]", help="show: describe one encoder.")] = None,
-    ref: Annotated[str | None, typer.Argument(metavar="[REF]", help="The encoder to show.")] = None,
-    weights: Annotated[str | None, typer.Option("--weights", help="Local weights of the encoder to show.")] = None,
-    as_json: output.AsJson = False,
-) -> None:
-    """List the encoders that are known by name, or show one."""
-    from embedx.core.errors import UsageError
-    from embedx.encoders.registry import iterate_listed, open_encoder, parse_ref
-
-    if action is None:
-        listed = list(iterate_listed())
-        lines = (f"{entry['ref']:<60} {entry['modality']:<6} {entry['dim'] or ''}" for entry in listed)
-        output.show_report({"encoders": listed}, as_json, lines)
-        return
-    if action != "show" or ref is None:
-        raise UsageError(
-            f"embedx encoders {action} {ref or ''}".rstrip() + " is no command", "embedx encoders show REF"
-        )
-    card = open_encoder(parse_ref(ref, weights)).card
-    shown = {key: value for key, value in card.to_dict().items() if key != "spec"}
-    keys = ("ref", "modality", "dim", "parameters", "flops", "input", "normalized", "licence", "weights_from")
-    lines = (f"{key:<14} {shown[key]}" for key in (*keys, "fingerprint"))
-    output.show_report({"encoder": shown}, as_json, lines)
 
 
 def inspect(

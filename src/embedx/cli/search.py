@@ -19,6 +19,8 @@ embedx search indexes/clinc --text "what's my bank balance" -k 5
 
 embedx search indexes/clothing --image shirt.jpg --where "label <> 'shirt'"
 
+embedx search indexes/photos --text "a dog on a beach"     (photos embedded by open_clip)
+
 embedx search indexes/clinc --id train.jsonl#17 --json
 
 embedx search indexes/clinc --queries questions.txt --out hits.parquet
@@ -45,8 +47,8 @@ def search(
     queries: Annotated[
         Path | None,
         typer.Option(
-            help="Search by many: .txt (one per line); .jsonl, .csv, .tsv, .parquet (column text or query, "
-            "perhaps id); .npy (vectors, one a row).",
+            help="Search by many: .txt (one per line); .jsonl, .csv, .tsv, .parquet (column text or query, or image "
+            "with paths, perhaps id); .npy (vectors, one a row).",
             rich_help_panel="Query",
         ),
     ] = None,
@@ -60,7 +62,8 @@ def search(
 ) -> None:
     """Find the nearest items. Higher scores are nearer, whatever the metric.
 
-    Texts and images are embedded by the encoder that the index names; items and vectors need none.
+    Texts and images are embedded by the encoder that the index names, or by the one that was trained to embed
+    queries for it: the text tower of open_clip for images, a query prompt. Items and vectors need none.
     """
     from embedx.steps.search import SearchSpec, search_index
 

@@ -109,7 +109,9 @@ def fit_state_dict(module: nn.Module, state: dict[str, torch.Tensor], unused: Se
             f"weights do not fit: {what}: {problems}",
             "Pass the weights of this very architecture, or the model_args they were trained with",
         )
-    module.load_state_dict(given, strict=True)
+    # Its own dict, with the versions of its layers' formats in it: MNASNet does not load without them.
+    own.update(given)
+    module.load_state_dict(own, strict=True)
 
 
 def _some(names: Iterable[str], n: int = 3) -> str:
@@ -134,6 +136,43 @@ def fetch_once(url: str, path: Path, ref: str) -> Path:
     except (OSError, RuntimeError) as error:
         raise not_here(ref, url, str(error)) from error
     return path
+
+
+def fetch_from_hub(repo: str, names: Sequence[str], ref: str) -> Path:
+    """Return a file of a Hugging Face repository: from the local cache if it is there, else downloaded.
+
+    Args:
+        repo: `organisation/name`.
+        names: the names it may have, the preferred one first.
+        ref: what to call the encoder in messages.
+
+    Raises:
+        EncoderError: it is not here and cannot be had; names the file to fetch.
+    """
+    from huggingface_hub import hf_hub_download, hf_hub_url
+    from huggingface_hub.errors import EntryNotFoundError
+
+    if found := find_in_hub_cache(repo, names):
+        return found
+    url = hf_hub_url(repo, names[0])
+    if not is_reachable(url):
+        raise not_here(ref, url)
+    for name in names:
+        try:
+            return Path(hf_hub_download(repo, name))
+        except EntryNotFoundError:
+            continue
+        except OSError as error:
+            raise not_here(ref, url, str(error)) from error
+    raise not_here(ref, url)
+
+
+def find_in_hub_cache(repo: str, names: Sequence[str]) -> Path | None:
+    """Return the first of these files of a Hugging Face repository that the local cache has."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = (try_to_load_from_cache(repo, name) for name in names)
+    return next((Path(path) for path in found if isinstance(path, str)), None)
 
 
 def not_here(ref: str, url: str, reason: str = "") -> EncoderError:

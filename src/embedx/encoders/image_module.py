@@ -40,29 +40,6 @@ class PixelsToVectors(nn.Module):
         return self.features(images.to(dtype)).to(torch.float32)
 
 
-class PooledNode(nn.Module):
-    """Features of one node of a model's graph, (n, channels, height, width) or already (n, dim), as vectors.
-
-    Args:
-        extractor: images -> `{"node": tensor}`, as torchvision's `create_feature_extractor` makes it.
-        pooling: avg, max or flatten.
-    """
-
-    def __init__(self, extractor: nn.Module, pooling: str) -> None:
-        super().__init__()
-        self.extractor = extractor
-        self.pooling = pooling
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Return (n, dim); what is neither maps nor vectors is left as it is, for `measure` to refuse."""
-        node = self.extractor(images)["node"]
-        if node.ndim != 4:
-            return node
-        if self.pooling == "flatten":
-            return node.flatten(1)
-        return node.mean(dim=(2, 3)) if self.pooling == "avg" else node.amax(dim=(2, 3))
-
-
 @dataclass(frozen=True)
 class Measured:
     """What one forward pass of zeros and a walk over the weights tell.
@@ -80,6 +57,23 @@ class Measured:
     digest: str
 
 
+def run_once(module: nn.Module, size: tuple[int, int], ref: str) -> Any:
+    """Return what a module makes of one black image of (height, width) pixels.
+
+    Raises:
+        EncoderError: it does not take images of this size.
+    """
+    height, width = size
+    try:
+        return module(torch.zeros(1, 3, height, width))
+    except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise EncoderError(
+            f"{ref} does not run on images of {height} x {width}: {reason}",
+            "Set preprocess.crop, or the image size in model_args, to what the weights were trained on",
+        ) from error
+
+
 def measure(module: nn.Module, size: tuple[int, int], ref: str) -> Measured:
     """Measure a frozen features module.
 
@@ -91,25 +85,29 @@ def measure(module: nn.Module, size: tuple[int, int], ref: str) -> Measured:
     Raises:
         EncoderError: it does not take images of this size, or does not yield one vector for each.
     """
-    height, width = size
+    module.requires_grad_(False)  # the counter fails on attention pooling whose queries are trainable
     counter = FlopCounterMode(display=False)
-    try:
-        with torch.no_grad(), counter:
-            output: Any = module(torch.zeros(1, 3, height, width))
-    except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise EncoderError(
-            f"{ref} does not run on images of {height} x {width}: {reason}",
-            "Set preprocess.crop, or the image size in model_args, to what the weights were trained on",
-        ) from error
+    with torch.no_grad(), counter:
+        output = run_once(module, size, ref)
     if not isinstance(output, torch.Tensor) or output.ndim != 2 or output.shape[0] != 1:
         shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
         raise EncoderError(f"{ref} yields {shape} for one image and not one vector", "Choose another layer or pooling")
+    return measured(module, output, float(counter.get_total_flops()))
+
+
+def measured(module: nn.Module, output: torch.Tensor, flops: float) -> Measured:
+    """Return the facts of a module that yields (1, dim) vectors for one item.
+
+    Args:
+        module: a frozen module.
+        output: what it made of one item.
+        flops: operations of one unit of cost: an image, or a token.
+    """
     # BatchNorm's counter of training steps takes no part in the forward pass.
     tensors = {name: t for name, t in module.state_dict().items() if not name.endswith("num_batches_tracked")}
     return Measured(
         dim=output.shape[1],
-        flops=float(counter.get_total_flops()),
+        flops=flops,
         parameters=sum(parameter.numel() for parameter in module.parameters()),
         digest=tensors_digest((name, tensor.detach().cpu().numpy()) for name, tensor in tensors.items()),
     )

@@ -17,9 +17,11 @@ from embedx.core.specs import EncoderSpec
 
 FAMILIES = {
     "minilm": "embedx.encoders.minilm",
+    "open_clip": "embedx.encoders.open_clip",
     "sentence_transformers": "embedx.encoders.sentence_transformers",
     "timm": "embedx.encoders.timm",
     "torchvision": "embedx.encoders.torchvision",
+    "transformers": "embedx.encoders.transformers",
 }
 """Family -> module with `open_encoder(spec) -> Encoder` and `list_encoders() -> [{ref, family, modality, dim}]`."""
 
@@ -107,6 +109,12 @@ def open_encoder(spec: EncoderSpec) -> Encoder:
         raise EncoderError(f"weights {spec.weights} of {spec.ref} do not exist", "Check --weights")
     opener: Callable[[EncoderSpec], Encoder] = _family(spec.family).open_encoder
     return opener(spec)
+
+
+def list_layers(spec: EncoderSpec) -> list[str]:
+    """Return the names that `layer` may have, outermost ones without a dot; none where a family does not say."""
+    lister: Callable[[EncoderSpec], list[str]] = getattr(_family(spec.family), "list_layers", lambda spec: [])
+    return lister(spec)
 
 
 def iterate_listed(families: tuple[str, ...] | None = None) -> Iterator[dict[str, Any]]:

@@ -1,340 +1,309 @@
-"""sentence-transformers models: the whole module pipeline, tokenised without importing torch."""
+"""sentence-transformers models: the whole module pipeline, with its prompts; opened without importing torch."""
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from embedx.core.contracts import Broken, EncoderCard, Prepared
-from embedx.core.digests import fingerprint
 from embedx.core.errors import EncoderError, UsageError
 from embedx.core.specs import EncoderSpec
-from embedx.encoders.weights import WeightsFacts, cached_file_sha256, safetensors_facts
+from embedx.encoders.cards import KnownCard
+from embedx.encoders.model_folder import config_identity, find_folder, read_json, weights_files
+from embedx.encoders.text import TextEncoder, open_text_encoder, text_card
+from embedx.encoders.tokenization import TextTokenizer, library_tokenizer, read_tokenizer
+from embedx.encoders.weights import WeightsFacts, safetensors_facts
 
-RECIPE = 1
+RECIPE = 2
 """Raise when the code below changes vectors; it is part of the fingerprint."""
 
-CANARIES = (
-    "The quick brown fox jumps over the lazy dog.",
-    "def add(a, b):\n    return a + b",
-    "Paris",
-    "How do I reset my password? I have tried the link in the e-mail twice and it says that it has expired.",
-)
+PACKAGES = ("sentence-transformers", "transformers", "tokenizers")
 
-_NOT_IDENTITY = (
-    "_name_or_path",
-    "transformers_version",
-    "torch_dtype",
-    "dtype",
-    "architectures",
-    "use_cache",
-)
-"""Keys of config.json that do not change vectors."""
+MODULES = ("Transformer", "Pooling", "Normalize", "Dense", "StaticEmbedding", "Dropout", "LayerNorm")
+"""The library's modules that embedx runs."""
 
-_MODULES = ("Transformer", "Pooling", "Normalize", "Dense", "StaticEmbedding", "Dropout", "LayerNorm")
+_POOLING_FLAGS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+"""How older versions of the library saved `pooling_mode`, in the order in which it concatenates several."""
+
+_TRANSFORMER_SETTINGS = (
+    *("max_seq_length", "do_lower_case", "unpad_inputs", "modality_config", "module_output_name"),
+    *("model_args", "tokenizer_args", "config_args", "model_kwargs", "processor_kwargs", "config_kwargs"),
+)
+"""Keys of sentence_bert_config.json that are read here, or checked by `_check_settings`."""
 
 
 @dataclass(frozen=True)
-class Pipeline:
-    """A model folder, read.
+class Module:
+    """One module of a pipeline, read from its folder.
 
     Attributes:
-        folder: where it lies.
-        modules: (type, configuration) in order.
-        config: the transformer's configuration; empty for static embeddings.
-        max_tokens: tokens that the model reads of a text; None reads all.
-        lower_case: whether texts are lower-cased before the tokenizer.
-        prompt: what is put before every text.
-        facts: the weights.
+        kind: its class in the library.
+        folder: where its configuration and weights lie.
+        config: what it says of itself; of a Transformer, what sentence-transformers says of it.
     """
 
+    kind: str
     folder: Path
-    modules: list[tuple[str, dict[str, Any]]]
     config: dict[str, Any]
-    max_tokens: int | None
-    lower_case: bool
-    prompt: str
-    facts: WeightsFacts
+
+    def identity(self) -> list[Any]:
+        """Return what of its configuration changes vectors, the same for every version that saved it."""
+        if self.kind == "Pooling":
+            return [self.kind, {"modes": self.pooling_modes, "include_prompt": self.includes_prompt}]
+        if self.kind in ("Dense", "LayerNorm"):
+            return [self.kind, {key: value for key, value in self.config.items() if value is not None}]
+        return [self.kind]
 
     @property
-    def is_static(self) -> bool:
-        """Whether the model is a bag of static token embeddings."""
-        return self.modules[0][0] == "StaticEmbedding"
+    def pooling_modes(self) -> list[str]:
+        """The ways in which a Pooling reduces tokens, in the order of their parts in the vector."""
+        modes = self.config.get("pooling_mode") or [n for flag, n in _POOLING_FLAGS.items() if self.config.get(flag)]
+        return [modes] if isinstance(modes, str) else list(modes) or ["mean"]
 
     @property
-    def normalized(self) -> bool:
-        """Whether the last module makes vectors of length 1."""
-        return self.modules[-1][0] == "Normalize"
+    def includes_prompt(self) -> bool:
+        """Whether a Pooling takes the tokens of the prompt in."""
+        return bool(self.config.get("include_prompt", True))
+
+    def facts(self) -> WeightsFacts | None:
+        """Return what is known of its weights; None where it has none."""
+        has_weights = self.kind in ("Transformer", "StaticEmbedding", "Dense", "LayerNorm")
+        return safetensors_facts(weights_files(self.folder)) if has_weights else None
+
+    def dim(self, dim: int) -> int:
+        """Return the length of what it yields of vectors of length `dim`."""
+        if self.kind == "Pooling":
+            return dim * len(self.pooling_modes)
+        return int(self.config["out_features"]) if self.kind == "Dense" else dim
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What a model's configuration says of prompts.
+
+    Attributes:
+        named: name -> words.
+        default: the name of the one that `SentenceTransformer.encode` takes.
+    """
+
+    named: dict[str, str]
+    default: str | None = None
 
     @property
-    def pad_id(self) -> int:
-        """The id of the padding token."""
-        pad = self.config.get("pad_token_id")
-        return int(pad) if isinstance(pad, int) else 0
+    def knows_roles(self) -> bool:
+        """Whether the model was trained with a prompt for queries or for documents."""
+        return bool(self.named.get("query") or self.named.get("document"))
 
-    def dim(self) -> int:
-        """Length of a vector, from the configurations alone."""
-        dim = 0
-        for kind, config in self.modules:
-            if kind == "StaticEmbedding":
-                dim = int(next(iter(self.facts.shapes.values()))[-1])
-            elif kind == "Transformer":
-                dim = int(self.config.get("hidden_size") or self.config.get("dim") or self.config.get("d_model") or 0)
-            elif kind == "Pooling":
-                width = int(config.get("word_embedding_dimension") or config.get("embedding_dimension") or dim)
-                dim = width * max(1, _pooling_modes(config))
-            elif kind == "Dense":
-                dim = int(config["out_features"])
-        if dim < 1:
-            raise EncoderError(f"{self.folder} does not say the length of its vectors", "Check its config.json")
-        return dim
+    def words(self, prompt: str | None) -> str:
+        """Return the words before a text.
 
-    def flops_per_token(self) -> float:
-        """Two operations per weight that every token passes: all but the embedding tables."""
-        if self.is_static:
-            return 2.0 * self.dim()
-        inner = sum(
-            math.prod(shape)
-            for name, shape in self.facts.shapes.items()
-            if "embed" not in name.lower() and "pooler" not in name
-        )
-        return 2.0 * inner
+        Args:
+            prompt: a name, or the words themselves; None is what `SentenceTransformer.encode_document` takes: the
+                prompt `document`, even where the model has only a `passage`, because the library adds an empty
+                `document` to every model; and where the model knows no roles, the default of `encode`.
 
-    def identity(self) -> dict[str, Any]:
-        """Return everything that changes the vectors."""
-        return {
-            "recipe": ["sentence_transformers", RECIPE],
-            "tensors": self.facts.digest,
-            "modules": [[kind, config] for kind, config in self.modules],
-            "config": {key: value for key, value in self.config.items() if key not in _NOT_IDENTITY},
-            "tokenizer": cached_file_sha256(self.folder / "tokenizer.json"),
-            "max_tokens": self.max_tokens,
-            "lower_case": self.lower_case,
-            "prompt": self.prompt,
-        }
+        Raises:
+            UsageError: it looks like a name that the model does not know.
+        """
+        if prompt is None:
+            return self._of_role("document")
+        known = {"query": "", "document": "", **self.named}
+        if prompt not in known and self.named and prompt.isidentifier():
+            raise UsageError(
+                f"prompt {prompt!r} is not one of the model's: {', '.join(known)}",
+                "Pass a name, or the words with what stands between them and the text, such as 'query: '",
+            )
+        return known.get(prompt, prompt)
+
+    def query_words(self) -> str:
+        """Return the words before a query: what `SentenceTransformer.encode_query` takes, or `encode`'s default."""
+        return self._of_role("query")
+
+    def _of_role(self, role: str) -> str:
+        name = role if self.knows_roles else self.default
+        return self.named.get(name or "", "")
 
 
-class SentenceTransformerEncoder:
-    """A text encoder made of a sentence-transformers folder. Open it with `open_folder`."""
-
-    def __init__(self, pipeline: Pipeline, card: EncoderCard) -> None:
-        self._pipeline = pipeline
-        self._card = card
-
-    @property
-    def card(self) -> EncoderCard:
-        """What the encoder is."""
-        return self._card
-
-    @cached_property
-    def _tokenizer(self) -> Any:
-        from tokenizers import Tokenizer
-
-        tokenizer = Tokenizer.from_file(str(self._pipeline.folder / "tokenizer.json"))
-        # The file may carry the settings of a training script: 128 tokens, padded, in MiniLM's.
-        tokenizer.no_padding()
-        if self._pipeline.max_tokens is None:
-            tokenizer.no_truncation()
-        else:
-            tokenizer.enable_truncation(self._pipeline.max_tokens)
-        return tokenizer
-
-    def prepare(self, items: Sequence[str | Broken]) -> Prepared:
-        """Tokenise texts; entries are (tokens,) int64 arrays."""
-        failures: dict[int, Broken] = {}
-        positions, texts = [], []
-        for position, item in enumerate(items):
-            if isinstance(item, Broken):
-                failures[position] = item
-            else:
-                positions.append(position)
-                texts.append(self._pipeline.prompt + (item.lower() if self._pipeline.lower_case else item))
-        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=not self._pipeline.is_static)
-        entries, kept, truncated = [], [], 0
-        for position, encoding in zip(positions, encodings):
-            ids = encoding.ids
-            if not ids:
-                failures[position] = Broken("prepare", "NoTokens", "the text has no token that the encoder knows")
-                continue
-            truncated += bool(encoding.overflowing)
-            entries.append(np.array(ids, dtype=np.int64))
-            kept.append(position)
-        return Prepared(entries, np.array(kept, dtype=np.int64), failures, truncated)
-
-    def cost(self, prepared: Prepared) -> np.ndarray:
-        """Return (m,) int64 tokens of each text."""
-        return np.array([len(entry) for entry in prepared.items], dtype=np.int64)
-
-    def collate(self, entries: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-        """Pad token ids to the longest text of the batch: input_ids and attention_mask (n, tokens) int64."""
-        longest = max(len(entry) for entry in entries)
-        ids = np.full((len(entries), longest), self._pipeline.pad_id, dtype=np.int64)
-        mask = np.zeros((len(entries), longest), dtype=np.int64)
-        for row, entry in enumerate(entries):
-            ids[row, : len(entry)] = entry
-            mask[row, : len(entry)] = 1
-        return {"input_ids": ids, "attention_mask": mask}
-
-    def build(self) -> Any:
-        """Return the pipeline as one torch module: (input_ids, attention_mask) -> (n, dim) float32."""
-        from embedx.encoders.text_modules import build_pipeline
-
-        return build_pipeline(self._pipeline.folder, self._pipeline.is_static)
-
-    def canaries(self) -> list[Any]:
-        """Return a few fixed texts."""
-        return list(CANARIES)
-
-
-def open_encoder(spec: EncoderSpec) -> SentenceTransformerEncoder:
+def open_encoder(spec: EncoderSpec) -> TextEncoder:
     """Open a model by the path of its folder, or by its name on the Hugging Face hub.
 
     Raises:
-        EncoderError: it is not found, or cannot be fetched.
+        EncoderError: it is not found, cannot be fetched, or has a module that embedx does not run.
+        UsageError: a layer, pooling, model_args or preprocess, which the folder itself decides.
     """
-    given = Path(spec.weights or spec.name).expanduser()
-    if given.is_dir():
-        return open_folder(given, spec)
-    if spec.weights or given.is_absolute() or spec.name.startswith((".", "~")):
-        raise EncoderError(
-            f"{given} is not a model folder", "Pass a folder with modules.json, as save_pretrained makes it"
-        )
-    return open_folder(_hub_folder(spec.name), spec)
+    return open_folder(find_folder(spec, "sentence-transformers"), spec)
 
 
-def open_folder(folder: Path, spec: EncoderSpec, licence: str = "") -> SentenceTransformerEncoder:
+def open_folder(folder: Path, spec: EncoderSpec, licence: str = "") -> TextEncoder:
     """Open a model folder."""
-    if spec.layer or spec.pooling or spec.model_args:
+    if spec.layer or spec.pooling or spec.model_args or spec.preprocess != EncoderSpec("").preprocess:
         raise UsageError(
-            f"{spec.ref} takes no layer, pooling or model_args: its folder says them", "Leave the option out"
+            f"{spec.ref} takes no layer, pooling, model_args or preprocess: its folder says them",
+            "Leave the option out",
         )
-    pipeline = _read_pipeline(folder)
-    identity = pipeline.identity()
-    card = EncoderCard(
-        ref=spec.ref,
-        family=spec.family,
-        modality="text",
-        dim=pipeline.dim(),
-        fingerprint=fingerprint(identity),
-        identity=identity,
-        spec=spec.to_dict(),
-        normalized=pipeline.normalized,
-        flops=pipeline.flops_per_token(),
-        parameters=pipeline.facts.parameters,
-        input={"max_tokens": pipeline.max_tokens},
-        weights_from=str(folder),
-        licence=licence,
-    )
-    return SentenceTransformerEncoder(pipeline, card)
-
-
-def _read_pipeline(folder: Path) -> Pipeline:
-    if not (folder / "modules.json").is_file():
-        raise EncoderError(f"{folder} is no sentence-transformers model (no modules.json)", "Check the path")
-    entries = _read_json(folder / "modules.json")
-    modules = []
-    for entry in entries:
-        kind = str(entry["type"]).rpartition(".")[2]
-        if kind not in _MODULES:
-            raise EncoderError(f"{folder} uses the module {kind}, which embedx does not run", "Use another model")
-        path = folder / entry.get("path", "") / "config.json"
-        modules.append((kind, {} if kind in ("Transformer", "StaticEmbedding") else _read_json(path, {})))
-    if not (folder / "tokenizer.json").is_file():
-        raise EncoderError(f"{folder} has no tokenizer.json", "Save the model with a fast tokenizer")
-    is_static = modules[0][0] == "StaticEmbedding"
-    config = {} if is_static else _read_json(folder / "config.json")
-    own = _read_json(folder / "sentence_bert_config.json", {})
-    texts = _read_json(folder / "config_sentence_transformers.json", {})
-    prompt = (texts.get("prompts") or {}).get(texts.get("default_prompt_name") or "", "")
-    return Pipeline(
-        folder=folder,
-        modules=modules,
-        config=config,
-        max_tokens=None if is_static else _max_tokens(folder, own, config),
-        lower_case=bool(own.get("do_lower_case", False)),
-        prompt=prompt,
-        facts=safetensors_facts(_weights_files(folder)),
-    )
-
-
-def _max_tokens(folder: Path, own: dict[str, Any], config: dict[str, Any]) -> int:
-    if isinstance(own.get("max_seq_length"), int):
-        return int(own["max_seq_length"])
-    said = _read_json(folder / "tokenizer_config.json", {}).get("model_max_length")
-    limits = [
-        int(value) for value in (said, config.get("max_position_embeddings")) if isinstance(value, int) and value < 1e9
-    ]
-    return min(limits, default=512)
-
-
-def _weights_files(folder: Path) -> list[Path]:
-    files = sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*_*/*.safetensors"))
-    if not files:
-        raise EncoderError(
-            f"{folder} has no .safetensors weights",
-            "Save the model with safe_serialization=True; pickles are not loaded",
-        )
-    return files
-
-
-def _read_json(path: Path, default: Any = None) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        if default is not None:
-            return default
-        raise EncoderError(f"{path} is missing", "Fetch the model again") from None
-    except ValueError as error:
-        raise EncoderError(f"{path} is not valid JSON ({error})", "Fetch the model again") from None
-
-
-def _pooling_modes(config: dict[str, Any]) -> int:
-    mode = config.get("pooling_mode")
-    if isinstance(mode, str):
-        return 1
-    if isinstance(mode, (list, tuple)):
-        return len(mode)
-    return sum(bool(value) for key, value in config.items() if key.startswith("pooling_mode_"))
-
-
-def _hub_folder(name: str) -> Path:
-    """Return the folder of a hub model: from the local cache if it is there, else downloaded."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    repo = name if "/" in name else f"sentence-transformers/{name}"
-    wanted = ["*.json", "*.safetensors", "*/*.json", "*/*.safetensors", "*.txt"]
-    try:
-        return Path(snapshot_download(repo, local_files_only=True, allow_patterns=wanted))
-    except (LocalEntryNotFoundError, OSError, ValueError):
-        pass
-    try:
-        return Path(snapshot_download(repo, allow_patterns=wanted))
-    except Exception as error:
-        # The hub client raises a dozen unrelated types; to the user they all mean this.
-        reason = " ".join(str(error).split())[:160]
-        raise EncoderError(
-            f"{repo} is not in the local Hugging Face cache and cannot be fetched ({type(error).__name__}: {reason})",
-            "Check the name and the network, or pass a local model folder as --weights or sentence_transformers:PATH",
-        ) from error
+    return open_text_encoder(spec, folder, PACKAGES, lambda given: _describe(given, folder, licence), _load)
 
 
 def list_encoders() -> list[dict[str, Any]]:
     """Return a few well-known models; any other name or folder works as well."""
     known = [("all-MiniLM-L6-v2", 384), ("all-mpnet-base-v2", 768), ("multi-qa-MiniLM-L6-cos-v1", 384)]
     return [
-        {
-            "ref": f"sentence_transformers:{name}",
-            "family": "sentence_transformers",
-            "modality": "text",
-            "dim": dim,
-        }
+        {"ref": f"sentence_transformers:{name}", "family": "sentence_transformers", "modality": "text", "dim": dim}
         for name, dim in known
     ]
+
+
+def _describe(spec: EncoderSpec, folder: Path, licence: str) -> KnownCard:
+    modules = _read_modules(folder)
+    texts = read_json(folder / "config_sentence_transformers.json", {})
+    if texts.get("model_type", "SentenceTransformer") != "SentenceTransformer":
+        raise EncoderError(f"{folder} is a {texts['model_type']}", "Use a model that gives one vector per text")
+    first = modules[0]
+    is_static = first.kind == "StaticEmbedding"
+    config = {} if is_static else read_json(first.folder / "config.json")
+    tokenizer = read_tokenizer(first.folder / "tokenizer.json") if is_static else _tokenizer(first)
+    facts = [module.facts() for module in modules]
+    weights = [fact for fact in facts if fact]
+    full = _dim(modules, weights[0])
+    dim = _truncated(spec, full, texts.get("truncate_dim"))
+    prompts = Prompts(texts.get("prompts") or {}, texts.get("default_prompt_name"))
+    prompt = prompts.words(spec.prompt)
+    identity = {
+        "recipe": ["sentence_transformers", RECIPE],
+        "tensors": [fact.digest for fact in weights],
+        "modules": [module.identity() for module in modules],
+        "config": config_identity(config),
+        "tokenizer": tokenizer.digest,
+        "max_tokens": tokenizer.max_tokens,
+        "truncate_dim": dim if dim < full else None,
+    }
+    needs_other = prompts.knows_roles and prompts.query_words() != prompt
+    card = text_card(
+        spec,
+        identity,
+        prompt,
+        dim=dim,
+        normalized=modules[-1].kind == "Normalize" and dim == full,
+        flops=2.0 * full if is_static else sum(fact.flops_per_token() for fact in weights),
+        parameters=sum(fact.parameters for fact in weights),
+        input={"max_tokens": tokenizer.max_tokens},
+        weights_from=str(folder),
+        licence=licence,
+        queries={"text": replace(spec, prompt=prompts.query_words()).to_dict()} if needs_other else {},
+    )
+    recipe = {
+        "tokenizer": asdict(tokenizer),
+        "transformer": None if is_static else str(first.folder),
+        "prompt_tokens": _excluded_tokens(modules, tokenizer, prompt),
+    }
+    return KnownCard(card, weights_files(first.folder)[0], recipe)
+
+
+def _read_modules(folder: Path) -> list[Module]:
+    if not (folder / "modules.json").is_file():
+        raise EncoderError(
+            f"{folder} is no sentence-transformers model (no modules.json)",
+            "Check the path, or open a plain model as transformers:PATH",
+        )
+    if (folder / "adapter_config.json").is_file():
+        raise EncoderError(f"{folder} is an adapter of another model", "Merge it into the model and save that")
+    modules = []
+    for entry in read_json(folder / "modules.json"):
+        package, _, kind = str(entry["type"]).rpartition(".")
+        if kind not in MODULES or package.partition(".")[0] != "sentence_transformers":
+            raise EncoderError(
+                f"{folder} uses the module {entry['type']}, which embedx does not run", "Use another one"
+            )
+        own = folder / str(entry.get("path") or "")
+        modules.append(Module(kind, own, {} if kind == "StaticEmbedding" else _module_config(kind, own)))
+    if modules[0].kind not in ("Transformer", "StaticEmbedding"):
+        raise EncoderError(f"{folder} begins with {modules[0].kind}, which reads no texts", "Use another model")
+    return modules
+
+
+def _module_config(kind: str, folder: Path) -> dict[str, Any]:
+    if kind != "Transformer":
+        config: dict[str, Any] = read_json(folder / "config.json", {})
+        activation = str(config.get("activation_function", "torch."))
+        if not activation.startswith("torch."):
+            # The library puts Tanh in its place, and logs a warning.
+            raise EncoderError(f"{folder} needs the function {activation}, and foreign code is never run", "Replace it")
+        return config
+    settings: dict[str, Any] = next((read_json(path) for path in sorted(folder.glob("sentence_*_config.json"))), {})
+    _check_settings(settings, folder)
+    return settings
+
+
+def _check_settings(settings: dict[str, Any], folder: Path) -> None:
+    text = {"method": "forward", "method_output_name": "last_hidden_state"}
+    allowed = {
+        "transformer_task": ("feature-extraction",),
+        "modality_config": ({"text": text},),
+        "module_output_name": ("token_embeddings",),
+    }
+    for key, value in settings.items():
+        known = key in _TRANSFORMER_SETTINGS and not key.endswith(("_args", "_kwargs"))
+        if value and (value not in allowed[key] if key in allowed else not known):
+            raise EncoderError(
+                f"{folder} sets {key} = {value!r} for its transformer, which embedx does not run", "Use another model"
+            )
+
+
+def _tokenizer(module: Module) -> TextTokenizer:
+    from embedx.encoders.transformers_modules import load_config, position_limit
+
+    config = load_config(module.folder)
+    tokenizer = library_tokenizer(module.folder, bool(module.config.get("do_lower_case")))
+    # A length of its own is the library's last word, but no model reads beyond its positions.
+    own = module.config.get("max_seq_length") or tokenizer.max_tokens
+    limits = [limit for limit in (own, position_limit(config)) if limit]
+    pad_id = tokenizer.pad_id if config.pad_token_id is None else config.pad_token_id
+    return replace(tokenizer, max_tokens=min(limits, default=None), pad_id=pad_id)
+
+
+def _dim(modules: list[Module], first: WeightsFacts) -> int:
+    if modules[0].kind == "StaticEmbedding":
+        dim = next(shape[1] for shape in first.shapes.values() if len(shape) == 2)
+    else:
+        from embedx.encoders.transformers_modules import load_config
+
+        dim = load_config(modules[0].folder).hidden_size
+    for module in modules[1:]:
+        dim = module.dim(dim)
+    return dim
+
+
+def _truncated(spec: EncoderSpec, full: int, own: int | None) -> int:
+    """Return the length of the vectors: as asked for, else as the model's configuration says."""
+    asked = spec.truncate_dim
+    if asked is not None and not 1 <= asked <= full:
+        raise UsageError(f"truncate_dim {asked} of {spec.ref} is not possible", f"Pass a number from 1 to {full}")
+    return asked or min(own or full, full)
+
+
+def _excluded_tokens(modules: list[Module], tokenizer: TextTokenizer, prompt: str) -> int:
+    """Return how many tokens at the beginning a Pooling leaves out, counted as the library does."""
+    if not prompt or all(module.includes_prompt for module in modules if module.kind == "Pooling"):
+        return 0
+    (ids,), _ = tokenizer([prompt])
+    return len(ids) - (bool(ids) and ids[-1] in tokenizer.special_ids)
+
+
+def _load(known: KnownCard) -> Any:
+    from embedx.encoders.text_modules import build_pipeline
+
+    transformer = known.recipe["transformer"]
+    return build_pipeline(
+        Path(known.card.weights_from),
+        Path(transformer) if transformer else None,
+        known.card.identity["max_tokens"],
+        known.recipe["prompt_tokens"],
+        known.card.dim,
+    )

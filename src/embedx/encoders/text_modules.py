@@ -1,4 +1,4 @@
-"""Torch modules of the text encoders. The only text file that imports torch."""
+"""The torch side of sentence-transformers models: their modules as one, with tensors in and out."""
 
 from __future__ import annotations
 
@@ -7,16 +7,26 @@ from typing import Any
 
 import torch
 
+from embedx.encoders.transformers_modules import load_text_model
 
-def build_pipeline(folder: Path, is_static: bool) -> torch.nn.Module:
+
+def build_pipeline(
+    folder: Path, transformer: Path | None, max_tokens: int | None, prompt_tokens: int, dim: int
+) -> torch.nn.Module:
     """Build a sentence-transformers folder as one module.
 
     Args:
         folder: the model.
-        is_static: whether it begins with a table of static embeddings.
+        transformer: where its transformer lies; None where it begins with a table of static embeddings.
+        max_tokens: the longest text that it reads; None is any.
+        prompt_tokens: how many tokens at the beginning a pooling that excludes the prompt leaves out.
+        dim: how many values of a vector are kept.
 
     Returns:
         A frozen module in eval mode: (input_ids, attention_mask), both (n, tokens) int64 -> (n, dim) float32.
+
+    Raises:
+        EncoderError: weights are missing.
     """
     from sentence_transformers import SentenceTransformer
     from transformers.utils import logging
@@ -26,8 +36,12 @@ def build_pipeline(folder: Path, is_static: bool) -> torch.nn.Module:
     logging.set_verbosity_error()
     model = SentenceTransformer(str(folder), device="cpu", trust_remote_code=False, local_files_only=True)
     first, *rest = list(model.children())
-    head: torch.nn.Module = MaskedBag(first.embedding.weight) if is_static else first
-    return SentencePipeline(head, rest).eval().float().requires_grad_(False)
+    if transformer is None:
+        first = MaskedBag(first.embedding.weight)
+    else:
+        # The library fills weights that a file lacks with random numbers, where ours is an error.
+        first.model = load_text_model(transformer, max_tokens)
+    return SentencePipeline(first, rest, prompt_tokens, dim).eval().float().requires_grad_(False)
 
 
 class MaskedBag(torch.nn.Module):
@@ -45,16 +59,29 @@ class MaskedBag(torch.nn.Module):
 
 
 class SentencePipeline(torch.nn.Module):
-    """The modules of a sentence-transformers model, one after the other, with tensors in and out."""
+    """The modules of a sentence-transformers model, one after the other, with tensors in and out.
 
-    def __init__(self, first: torch.nn.Module, rest: list[torch.nn.Module]) -> None:
+    Args:
+        first: reads tokens.
+        rest: the other modules.
+        prompt_tokens: how many tokens at the beginning a pooling that excludes the prompt leaves out.
+        dim: how many values of a vector are kept; they are not normalised again, as in the library.
+    """
+
+    def __init__(
+        self, first: torch.nn.Module, rest: list[torch.nn.Module], prompt_tokens: int = 0, dim: int | None = None
+    ) -> None:
         super().__init__()
         self.first = first
         self.rest = torch.nn.ModuleList(rest)
+        self.prompt_tokens = prompt_tokens
+        self.dim = dim
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Return (n, dim) float32 vectors of (n, tokens) int64 ids and mask."""
         features = self.first({"input_ids": input_ids, "attention_mask": attention_mask})
+        if self.prompt_tokens:
+            features["prompt_length"] = self.prompt_tokens
         for module in self.rest:
             features = module(features)
-        return features["sentence_embedding"].float()
+        return features["sentence_embedding"].float()[:, : self.dim]

@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
+import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from embedx.core.errors import EncoderError, UnknownEncoderError, UsageError
 from embedx.core.paths import cached_json, remember_json
 from embedx.core.specs import EncoderSpec
-from embedx.encoders.vision import ImageEncoder, ImageFeatures, ImageTransform, open_image_encoder
+from embedx.encoders.vision import ImageEncoder, ImageFeatures, ImageTransform, canonical_pooling, open_image_encoder
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def open_encoder(spec: EncoderSpec) -> ImageEncoder:
     """Open a timm model as an encoder; the vector is what `num_classes=0` yields.
 
-    Preprocessing is that of the model's `pretrained_cfg`. The name may carry timm's tag of the published
-    weights, `mobilenetv2_100.ra_in1k`, which chooses weights and preprocessing.
+    With a pooling and no layer, it is the model's unpooled features (timm's `forward_features`), pooled so. A layer
+    is the name of a module, or the number of a block or stage, as timm's `forward_intermediates` counts them: `6`,
+    or `-2` for the last but one; its maps or tokens are pooled.
+
+    Preprocessing is that of the model's `pretrained_cfg`. The name may carry timm's tag of the published weights,
+    `mobilenetv2_100.ra_in1k`, which chooses weights and preprocessing.
 
     Raises:
         UnknownEncoderError: timm has no such model, or no such tag of it.
         EncoderError: the weights are missing or do not fit.
-        UsageError: a layer or pooling, which are not supported for timm yet, or model_args it does not know.
+        UsageError: a layer or pooling that the model does not have, or model_args it does not know.
     """
     known = _names()
     base = spec.name.partition(".")[0]
@@ -31,13 +40,7 @@ def open_encoder(spec: EncoderSpec) -> ImageEncoder:
         near = difflib.get_close_matches(base.lower(), known, n=3)
         hint = f"Did you mean {' or '.join(near)}?" if near else "`embedx encoders` lists them all"
         raise UnknownEncoderError(f"timm has no model {base!r}", hint)
-    if spec.layer is not None:
-        raise UsageError(f"--layer is not supported for {spec.ref} yet", "Leave it out to get the pooled features")
-    if spec.pooling is not None:
-        raise UsageError(
-            f"--pooling is not supported for {spec.ref} yet",
-            f'Set timm\'s own in an encoder file: model_args = {{ global_pool = "{spec.pooling}" }}',
-        )
+    canonical_pooling(spec.pooling)
     return open_image_encoder(spec, ["timm"], load_features)
 
 
@@ -57,10 +60,19 @@ def _names() -> list[str]:
     return names
 
 
+def list_layers(spec: EncoderSpec) -> list[str]:
+    """Return the names that `layer` may have: numbers of blocks or stages, then modules."""
+    key = ["timm", version("timm"), spec.name, spec.model_args]
+    layers: list[str] | None = cached_json("layers", key)
+    if layers is None:
+        model = _create(spec)
+        layers = [*map(str, range(_n_numbered(model))), *(name for name, _ in model.named_modules() if name)]
+        remember_json("layers", key, layers)
+    return layers
+
+
 def load_features(spec: EncoderSpec) -> ImageFeatures:
     """Build the model with its weights and without a classifier. Imports torch."""
-    from embedx.encoders.checkpoints import fit_state_dict, read_state_dict
-
     config = _pretrained_config(spec)
     if spec.weights is None:
         # timm converts what it publishes itself, so it also loads it.
@@ -69,16 +81,17 @@ def load_features(spec: EncoderSpec) -> ImageFeatures:
     else:
         path = Path(spec.weights)
         model = _create(spec)
-        classifier = model.pretrained_cfg.get("classifier") or ()
-        unused = [f"{name}." for name in ([classifier] if isinstance(classifier, str) else classifier)]
-        fit_state_dict(model, read_state_dict(path), unused, f"{path} for {spec.ref}")
+        _fit(model, path, spec)
+    model.eval()
+    transform = _transform(model, spec).with_overrides(spec.preprocess)
+    module, layer, pooling = _cut(model, transform.crop, spec)
     return ImageFeatures(
-        module=model.eval(),
-        transform=_transform(model, spec).with_overrides(spec.preprocess),
+        module=module,
+        transform=transform,
         architecture=f"timm:{spec.name.partition('.')[0]}",
         model_args=spec.model_args,
-        layer="pre-logits",
-        pooling="its own",
+        layer=layer,
+        pooling=pooling,
         weights_file=path,
         licence=(config.license or "") if spec.weights is None else "",
     )
@@ -93,6 +106,63 @@ def _create(spec: EncoderSpec, **how: Any) -> Any:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         given = f" with {spec.model_args}" if spec.model_args else ""
         raise UsageError(f"timm cannot build {spec.name}{given}: {reason}", "Check the name and model_args") from error
+
+
+def _fit(model: nn.Module, path: Path, spec: EncoderSpec) -> None:
+    """Load a local file, in timm's own names or in those of the project that published it."""
+    from embedx.encoders.checkpoints import fit_state_dict, read_state_dict
+
+    classifier = model.pretrained_cfg.get("classifier") or ()
+    unused = [f"{name}." for name in ([classifier] if isinstance(classifier, str) else classifier)]
+    state = read_state_dict(path)
+    what = f"{path} for {spec.ref}"
+    # What timm itself passes published files through, for it also hosts files of other projects as they are.
+    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    try:
+        fit_state_dict(model, state, unused, what)
+    except EncoderError:
+        if convert is None:
+            raise
+        try:
+            converted = convert(state, model)
+        except Exception:  # written for what their projects publish, filters fail in any way on other files
+            converted = state
+        fit_state_dict(model, converted, unused, what)
+
+
+def _cut(model: nn.Module, size: tuple[int, int], spec: EncoderSpec) -> tuple[nn.Module, str, str]:
+    """Return the module that yields the vectors, with the layer and pooling that it has."""
+    from embedx.encoders.image_layers import drop_unreached, pool_layer
+    from embedx.encoders.timm_layers import BeforeHead, token_layout
+
+    if spec.layer is None and spec.pooling is None:
+        return model, "pre-logits", "its own"
+    extractor, layer = (BeforeHead(model), "features") if spec.layer is None else _up_to_layer(model, spec)
+    pooling = canonical_pooling(spec.pooling)
+    module, pooled = pool_layer(extractor, size, pooling, token_layout(model), f"layer {layer} of {spec.ref}")
+    drop_unreached(module, size, spec.ref)
+    return module, layer, pooled
+
+
+def _up_to_layer(model: nn.Module, spec: EncoderSpec) -> tuple[nn.Module, str]:
+    from embedx.encoders.image_layers import UpToModule
+    from embedx.encoders.timm_layers import Intermediate
+
+    layer = str(spec.layer)
+    names = [name for name, _ in model.named_modules() if name]
+    if layer in names:
+        return UpToModule(model, layer), layer
+    numbered = _n_numbered(model)
+    if re.fullmatch(r"-?\d+", layer) and -numbered <= int(layer) < numbered:
+        return Intermediate(model, int(layer) % numbered), str(int(layer) % numbered)
+    near = difflib.get_close_matches(layer, names, n=3)
+    hint = f"Did you mean {' or '.join(near)}?" if near else f"Its numbered blocks are 0 to {numbered - 1}"
+    raise UsageError(f"{spec.ref} has no layer {layer!r}", f"{hint}; `embedx encoders show {spec.ref}` lists them")
+
+
+def _n_numbered(model: nn.Module) -> int:
+    # One feature per block or stage: equal to the number of forward_intermediates in all of timm 1.0.31's families.
+    return len(model.feature_info) if hasattr(model, "forward_intermediates") else 0
 
 
 def _pretrained_config(spec: EncoderSpec) -> Any:
@@ -113,34 +183,16 @@ def _published_file(config: Any, spec: EncoderSpec) -> Path:
     """Find timm's published weights in the libraries' own caches, or download them."""
     import torch
 
-    from embedx.encoders.checkpoints import fetch_once, is_reachable, not_here
+    from embedx.encoders.checkpoints import fetch_from_hub, fetch_once
 
     if config is None or not (config.hf_hub_id or config.url):
         raise EncoderError(f"timm publishes no weights of {spec.ref}", "Pass your own with --weights FILE")
     if not config.hf_hub_id:
         target = Path(torch.hub.get_dir()) / "checkpoints" / config.url.rsplit("/", 1)[-1]
         return fetch_once(config.url, target, spec.ref)
-    from huggingface_hub import hf_hub_download, hf_hub_url, try_to_load_from_cache
-    from huggingface_hub.errors import EntryNotFoundError
-
     name = config.hf_hub_filename or "pytorch_model.bin"
     safe = "model.safetensors" if name == "pytorch_model.bin" else f"{Path(name).stem}.safetensors"
-    names = list(dict.fromkeys((safe, name)))
-    for candidate in names:
-        found = try_to_load_from_cache(config.hf_hub_id, candidate)
-        if isinstance(found, str):
-            return Path(found)
-    url = hf_hub_url(config.hf_hub_id, names[0])
-    if not is_reachable(url):
-        raise not_here(spec.ref, url)
-    for candidate in names:
-        try:
-            return Path(hf_hub_download(config.hf_hub_id, candidate))
-        except EntryNotFoundError:
-            continue
-        except OSError as error:
-            raise not_here(spec.ref, url, str(error)) from error
-    raise not_here(spec.ref, url)
+    return fetch_from_hub(config.hf_hub_id, list(dict.fromkeys((safe, name))), spec.ref)
 
 
 def _transform(model: Any, spec: EncoderSpec) -> ImageTransform:

@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embedx.core.digests import file_sha256
-from embedx.core.errors import EncoderError, UnknownEncoderError, UsageError
+from embedx.core.errors import UnknownEncoderError, UsageError
 from embedx.core.paths import cached_json, remember_json
 from embedx.core.specs import EncoderSpec
-from embedx.encoders.vision import ImageEncoder, ImageFeatures, ImageTransform, open_image_encoder
+from embedx.encoders.vision import ImageEncoder, ImageFeatures, ImageTransform, canonical_pooling, open_image_encoder
 
 if TYPE_CHECKING:
     from torch import nn
-
-POOLINGS = ("avg", "max", "flatten")
 
 # Heads that exist for training only; published weights carry them.
 _AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
@@ -27,8 +25,8 @@ def open_encoder(spec: EncoderSpec) -> ImageEncoder:
     """Open a torchvision classification model as an encoder.
 
     The vector is the input of the last linear layer; of SqueezeNet, which has none, the average of its last
-    map. Preprocessing is that of the weights: the published ones that the file is (known by its hash), else
-    the model's default weights.
+    map. With a layer, any node of the model's graph, it is that node's output, pooled. Preprocessing is that of
+    the weights: the published ones that the file is (known by its hash), else the model's default weights.
 
     Raises:
         UnknownEncoderError: torchvision has no such model.
@@ -42,8 +40,7 @@ def open_encoder(spec: EncoderSpec) -> ImageEncoder:
         raise UnknownEncoderError(f"torchvision has no classification model {spec.name!r}", hint)
     if spec.pooling is not None and spec.layer is None:
         raise UsageError(f"{spec.ref} already ends in a vector: --pooling has nothing to pool", "Name a --layer too")
-    if spec.pooling not in (None, *POOLINGS):
-        raise UsageError(f"--pooling {spec.pooling!r} is unknown", f"Pass one of: {', '.join(POOLINGS)}")
+    canonical_pooling(spec.pooling)
     return open_image_encoder(spec, ["torchvision"], load_features)
 
 
@@ -65,13 +62,24 @@ def _names() -> list[str]:
     return names
 
 
+def list_layers(spec: EncoderSpec) -> list[str]:
+    """Return the names that `layer` may have: the nodes of the model's graph and the modules around them."""
+    key = ["torchvision", version("torchvision"), spec.name, spec.model_args]
+    layers: list[str] | None = cached_json("layers", key)
+    if layers is None:
+        from torchvision import models
+
+        layers = _layers(_build(spec, models.get_model_weights(spec.name).DEFAULT)[0])
+        remember_json("layers", key, layers)
+    return layers
+
+
 def load_features(spec: EncoderSpec) -> ImageFeatures:
     """Build the model with its weights, cut off at the vector. Imports torch."""
     import torch
     from torchvision import models
 
     from embedx.encoders.checkpoints import fetch_once, fit_state_dict, read_state_dict
-    from embedx.encoders.image_module import PooledNode
 
     choices = models.get_model_weights(spec.name)
     if spec.weights is None:
@@ -80,32 +88,37 @@ def load_features(spec: EncoderSpec) -> ImageFeatures:
     else:
         path = Path(spec.weights)
     published = _published_as(path, choices) or choices.DEFAULT
-    model_args = {**_graph_arguments(spec.name, published), **spec.model_args}
-    silent = {"aux_logits": False, "init_weights": False} if spec.name in ("inception_v3", "googlenet") else {}
-    try:
-        model = models.get_model(spec.name, weights=None, **{**model_args, **silent}).eval()
-    except (TypeError, ValueError) as error:
-        raise UsageError(
-            f"torchvision cannot build {spec.name} with {model_args}: {error}", "Check model_args"
-        ) from None
+    transform = _transform(published).with_overrides(spec.preprocess)
+    model, model_args = _build(spec, published)
     own = set(model.state_dict())
-    module, layer, pooling = _cut_at_vector(model) if spec.layer is None else _cut_at_layer(model, spec)
-    unused = [*_AUXILIARY, *(own - set(module.state_dict()))]
-    state = read_state_dict(path)
-    if spec.name.startswith("densenet"):
-        state = {_densenet_name(name): tensor for name, tensor in state.items()}
-    fit_state_dict(module, state, unused, f"{path} for {spec.ref}")
-    if spec.layer is not None:
-        module = PooledNode(module, pooling)
+    cut, layer = _cut_at_vector(model) if spec.layer is None else (_cut_at_layer(model, spec), spec.layer)
+    unused = [*_AUXILIARY, *(own - set(cut.state_dict()))]
+    state = {_current_name(name): tensor for name, tensor in read_state_dict(path).items()}
+    fit_state_dict(cut, state, unused, f"{path} for {spec.ref}")
+    module, pooling = _pooled(cut, model, transform.crop, spec)
     return ImageFeatures(
         module=module,
-        transform=_transform(published).with_overrides(spec.preprocess),
+        transform=transform,
         architecture=spec.ref,
         model_args=model_args,
         layer=layer,
         pooling=pooling,
         weights_file=path,
     )
+
+
+def _build(spec: EncoderSpec, published: Any) -> tuple[nn.Module, dict[str, Any]]:
+    """Return the model in eval mode, without weights, and the arguments that fix its graph."""
+    from torchvision import models
+
+    model_args = {**_graph_arguments(spec.name, published), **spec.model_args}
+    silent = {"aux_logits": False, "init_weights": False} if spec.name in ("inception_v3", "googlenet") else {}
+    try:
+        return models.get_model(spec.name, weights=None, **{**model_args, **silent}).eval(), model_args
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            f"torchvision cannot build {spec.name} with {model_args}: {error}", "Check model_args"
+        ) from None
 
 
 def _published_as(path: Path, choices: Any) -> Any | None:
@@ -141,39 +154,55 @@ def _graph_arguments(name: str, weights: Any) -> dict[str, Any]:
     return {}
 
 
-def _densenet_name(name: str) -> str:
-    # The published files are older than the ban on dots in module names: norm.1 is norm1 today.
-    return re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)", r"\1\2", name)
+def _current_name(name: str) -> str:
+    # Published files are older than the code. DenseNet's are from before the ban on dots in module names: norm.1 is
+    # norm1 today; ViT's from before its MLP became a Sequential.
+    name = re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)", r"\1\2", name)
+    return re.sub(r"(encoder_layer_\d+\.mlp)\.linear_([12])\.", lambda m: f"{m[1]}.{(int(m[2]) - 1) * 3}.", name)
 
 
-def _cut_at_vector(model: nn.Module) -> tuple[nn.Module, str, str]:
+def _cut_at_vector(model: nn.Module) -> tuple[nn.Module, str]:
     from torch import nn
     from torchvision.models import SqueezeNet
 
     if isinstance(model, SqueezeNet):
         model.classifier = nn.AdaptiveAvgPool2d(1)
-        return model, "features", "avg"
+        return model, "features"
     last = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
     parent, _, child = last.rpartition(".")
     setattr(model.get_submodule(parent), child, nn.Identity())
-    return model, f"input of {last}", "none"
+    return model, f"input of {last}"
 
 
-def _cut_at_layer(model: nn.Module, spec: EncoderSpec) -> tuple[nn.Module, str, str]:
-    from torchvision.models import SwinTransformer
-    from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+def _cut_at_layer(model: nn.Module, spec: EncoderSpec) -> nn.Module:
+    # Symbolic tracing follows every classification model of torchvision, Swin and MaxViT too, and finds what is
+    # no module: `flatten`, `add_1`.
+    from torchvision.models.feature_extraction import create_feature_extractor
 
     layer = str(spec.layer)
-    nodes = get_graph_node_names(model)[1]
-    parts = [node.split(".") for node in nodes]
-    layers = list(dict.fromkeys(".".join(part[:depth]) for part in parts for depth in range(1, len(part) + 1)))
+    layers = _layers(model)
     if layer not in layers:
         near = difflib.get_close_matches(layer, layers, n=3)
         hint = f"Did you mean {' or '.join(near)}?" if near else f"The last ones are {', '.join(layers[-5:])}"
         raise UsageError(f"{spec.ref} has no layer {layer!r}", hint)
-    if isinstance(model, SwinTransformer):
-        raise EncoderError(
-            f"--layer is not supported for {spec.ref} yet: its maps are not (n, channels, height, width)",
-            "Leave --layer out to get the pooled vector",
-        )
-    return create_feature_extractor(model, {layer: "node"}), layer, spec.pooling or "avg"
+    return create_feature_extractor(model, {layer: "node"})
+
+
+def _layers(model: nn.Module) -> list[str]:
+    from torchvision.models.feature_extraction import get_graph_node_names
+
+    parts = [node.split(".") for node in get_graph_node_names(model)[1]]
+    return list(dict.fromkeys(".".join(part[:depth]) for part in parts for depth in range(1, len(part) + 1)))
+
+
+def _pooled(cut: nn.Module, model: nn.Module, size: tuple[int, int], spec: EncoderSpec) -> tuple[nn.Module, str]:
+    from torchvision.models import SqueezeNet, VisionTransformer
+
+    from embedx.encoders.image_layers import TokenLayout, pool_layer
+
+    if spec.layer is None:
+        return cut, "avg" if isinstance(model, SqueezeNet) else "none"
+    tokens = TokenLayout()
+    if isinstance(model, VisionTransformer):
+        tokens = TokenLayout((model.image_size // model.patch_size) ** 2, prefix=1, has_class=True, default="cls")
+    return pool_layer(cut, size, canonical_pooling(spec.pooling), tokens, f"layer {spec.layer} of {spec.ref}")

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import functools
-import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from embedx.core.contracts import Broken, EncoderCard, Prepared
-from embedx.core.digests import stat_token
-from embedx.core.errors import EncoderError, UsageError
-from embedx.core.paths import cached_json, remember_json
+from embedx.core.errors import UsageError
 from embedx.core.specs import EncoderSpec, PreprocessSpec
+from embedx.encoders.cards import KnownCard, open_card
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-RECIPE_VERSION = 1
-"""Raised when the way a card is made changes, so that cards remembered by older versions are made again."""
-
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
+
+POOLINGS = ("avg", "max", "avgmax", "gem", "flatten", "cls")
+"""How maps or tokens become a vector. Averages and maxima of tokens leave out class and register tokens."""
+
+_SYNONYMS = {"mean": "avg", "token": "cls"}
 
 _MAX_RESIZED_PIXELS = 2**25
 
@@ -41,6 +40,8 @@ class ImageTransform:
         mean: per channel, on the 0..1 scale.
         std: per channel, on the 0..1 scale.
         squash: resize to exactly `resize`, without keeping the aspect ratio.
+        floor_crop: round the crop's offset down, as transformers does, and not half to even, as torchvision does.
+        longest: resize to what fits into `resize`, as open_clip can; black borders fill the crop.
     """
 
     resize: tuple[int, int]
@@ -49,10 +50,14 @@ class ImageTransform:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     squash: bool = False
+    floor_crop: bool = False
+    longest: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON shape, lists for tuples, that `from_dict` reads back."""
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+        said = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+        # Fields that came later must not change the fingerprints of transforms without them.
+        return {name: value for name, value in said.items() if value or name not in ("floor_crop", "longest")}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ImageTransform:
@@ -93,8 +98,8 @@ class ImageTransform:
         to_height, to_width = self.resize
         if self.squash:
             return to_width, to_height
-        if to_height != to_width:
-            ratio = min(height / to_height, width / to_width)
+        if self.longest or to_height != to_width:
+            ratio = (max if self.longest else min)(height / to_height, width / to_width)
             return round(width / ratio), round(height / ratio)
         shorter = to_height
         if width <= height:
@@ -104,11 +109,12 @@ class ImageTransform:
     def crop_box(self, width: int, height: int) -> tuple[int, int, int, int]:
         """Return (left, top, right, bottom) of the centre crop, beyond the image where that is too small.
 
-        The rounding is torchvision's `center_crop`: half to even inside, down when padding.
+        The rounding is torchvision's `center_crop`, half to even inside, or transformers', down; down when padding.
         """
         crop_height, crop_width = self.crop
+        inside = math.floor if self.floor_crop else round
         left, top = (
-            -((crop - size) // 2) if size < crop else round((size - crop) / 2)
+            -((crop - size) // 2) if size < crop else inside((size - crop) / 2)
             for size, crop in ((width, crop_width), (height, crop_height))
         )
         return left, top, left + crop_width, top + crop_height
@@ -132,6 +138,18 @@ class ImageTransform:
             left, top = min(left, 0), min(top, 0)
             cropped = window.crop((left, top, left + self.crop[1], top + self.crop[0]))
         return np.stack([np.asarray(channel) for channel in cropped.split()])
+
+
+def canonical_pooling(pooling: str | None) -> str | None:
+    """Return the pooling under its one name: `mean` is avg, timm's `token` is cls.
+
+    Raises:
+        UsageError: it is unknown.
+    """
+    name = _SYNONYMS.get(pooling or "", pooling)
+    if name is not None and name not in POOLINGS:
+        raise UsageError(f"--pooling {pooling!r} is unknown", f"Pass one of: {', '.join((*POOLINGS, *_SYNONYMS))}")
+    return name
 
 
 @dataclass(frozen=True)
@@ -164,10 +182,10 @@ class ImageEncoder:
 
     Args:
         card: what the encoder is.
-        load: builds the torch module; called by `build`.
+        load: builds the torch module, normalised images -> vectors; called by `build`.
     """
 
-    def __init__(self, card: EncoderCard, load: Callable[[], ImageFeatures]) -> None:
+    def __init__(self, card: EncoderCard, load: Callable[[], Any]) -> None:
         self._card = card
         self._load = load
         self.transform = ImageTransform.from_dict(card.identity["preprocessing"])
@@ -212,8 +230,7 @@ class ImageEncoder:
         """Return the torch module, `pixels` (n, 3, height, width) uint8 -> (n, dim) float32."""
         from embedx.encoders.image_module import PixelsToVectors
 
-        features = self._load()
-        return PixelsToVectors(features.module, self.transform.mean, self.transform.std)
+        return PixelsToVectors(self._load(), self.transform.mean, self.transform.std)
 
     def canaries(self) -> list[Any]:
         """Return six generated images of several shapes, the same on every machine."""
@@ -243,37 +260,30 @@ def canary_images() -> list[Image]:
 
 
 def open_image_encoder(
-    spec: EncoderSpec, packages: Sequence[str], load: Callable[[EncoderSpec], ImageFeatures]
+    spec: EncoderSpec, packages: Sequence[str], load: Callable[[EncoderSpec], ImageFeatures], beside: Any = None
 ) -> ImageEncoder:
     """Open an encoder by its remembered card, or build the model once to make the card.
-
-    The card is remembered per spec, versions of the libraries, and the weights file's path, size and mtime:
-    the digest over the weights is not recomputed on every start, and torch is not imported.
 
     Args:
         spec: which encoder.
         packages: installed packages whose versions can change the model's graph.
         load: the family's way from a spec to features; imports torch.
+        beside: JSON-able; what else the card depends on, such as the state of a configuration file.
 
     Raises:
         EncoderError: the weights are missing or do not fit, or the model yields no vectors.
         UsageError: the spec asks for something the family does not know.
     """
-    if spec.weights is not None:
-        path = Path(spec.weights).expanduser().absolute()
-        if not path.is_file():
-            raise EncoderError(f"weights file {spec.weights} of {spec.ref} does not exist", "Check --weights")
-        spec = replace(spec, weights=str(path))
-    key = [RECIPE_VERSION, spec.to_dict(), {name: version(name) for name in ("torch", *packages)}]
-    entry = cached_json("cards", key)
-    if entry is None or entry["weights_token"] != _token(entry["weights_file"]):
-        entry = _describe(spec, load(spec))
-        remember_json("cards", key, entry)
-    reload = functools.partial(_reload, load, spec, entry["weights_file"], entry["weights_token"])
-    return ImageEncoder(EncoderCard.from_dict(entry["card"]), reload)
+    known = open_card(spec, packages, lambda spec: _describe(spec, load(spec)), beside)
+
+    def reload() -> Any:
+        known.check_weights()
+        return load(EncoderSpec.from_dict(known.card.spec)).module
+
+    return ImageEncoder(known.card, reload)
 
 
-def _describe(spec: EncoderSpec, features: ImageFeatures) -> dict[str, Any]:
+def _describe(spec: EncoderSpec, features: ImageFeatures) -> KnownCard:
     from embedx.core.digests import fingerprint
     from embedx.encoders.image_module import measure
 
@@ -302,24 +312,4 @@ def _describe(spec: EncoderSpec, features: ImageFeatures) -> dict[str, Any]:
         weights_from=str(features.weights_file),
         licence=features.licence,
     )
-    weights_file = str(features.weights_file)
-    entry = {"card": card.to_dict(), "weights_file": weights_file, "weights_token": _token(weights_file)}
-    return json.loads(json.dumps(entry))  # lists for tuples, as when it is remembered
-
-
-def _reload(
-    load: Callable[[EncoderSpec], ImageFeatures], spec: EncoderSpec, weights_file: str, token: str
-) -> ImageFeatures:
-    if _token(weights_file) != token:
-        raise EncoderError(
-            f"weights file {weights_file} of {spec.ref} changed after the encoder was opened",
-            "Start the command again",
-        )
-    return load(spec)
-
-
-def _token(path: str) -> str:
-    try:
-        return stat_token(Path(path))
-    except OSError:
-        return ""
+    return KnownCard(card, features.weights_file)

@@ -192,6 +192,8 @@ def _card(
             "modality": encoder.modality,
             "precision": store.precision,
             "spec": encoder.spec,
+            "space": encoder.space,
+            "queries": encoder.queries,
         },
         recall=measured["recall"],
         speed=measured["speed"],

@@ -26,7 +26,8 @@ class IndexCard:
         dim: values of a vector.
         columns: the carried columns, without `item_id`.
         store: path and version of the store it was built from.
-        encoder: ref, fingerprint, modality, precision and spec of the encoder that queries must come from.
+        encoder: ref, fingerprint, modality, precision and spec of the encoder that the vectors come from; its space
+            and the specs of the encoders that embed queries into it, which cards of older versions lack.
         recall: k, value, target, n_queries, method.
         speed: qps, latency_ms {median, p95}, threads, method.
         bytes: of all files but the card.

@@ -81,9 +81,18 @@ def open_openvino(encoder: Encoder, precision: str, threads: int) -> OpenVinoRun
 
     path = _converted(encoder)
     core = openvino.Core()
+    model = core.read_model(str(path))
     requests = 2 if threads >= 2 else 1
+    if precision == "bf16" and _has_gated_layers(model):
+        # With AMX, openvino fuses them to a kernel that divides by zero where a stream has one thread, and SIGFPE ends
+        # the process (openvino 2026.4; github.com/openvinotoolkit/openvino/issues/33300).
+        if threads < 2:
+            raise EncoderError(
+                f"{encoder.card.ref} in bf16 needs two threads on openvino (gated layers)", "Use --runtime torch"
+            )
+        requests = min(requests, threads // 2)
     compiled = core.compile_model(
-        str(path),
+        model,
         "CPU",
         {
             "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
@@ -96,6 +105,17 @@ def open_openvino(encoder: Encoder, precision: str, threads: int) -> OpenVinoRun
     with _first_call:
         runtime.forward(encoder.collate(encoder.prepare(encoder.canaries()).items[:1]))
     return runtime
+
+
+def _has_gated_layers(model: Any) -> bool:
+    """Whether a model has layers of the form down(act(gate(x)) * up(x)), as Llama and SwiGLU vision transformers do."""
+    activations = (op for op in model.get_ops() if op.get_type_name() in ("Swish", "Gelu"))
+    gates = (user for op in activations for user in _users(op) if user.get_type_name() == "Multiply")
+    return any(user.get_type_name() == "MatMul" for gate in gates for user in _users(gate))
+
+
+def _users(op: Any) -> list[Any]:
+    return [target.get_node() for target in op.output(0).get_target_inputs()]
 
 
 _first_call = threading.Lock()

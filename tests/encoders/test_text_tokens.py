@@ -1,0 +1,129 @@
+"""Texts to ids: the library's own, in bounded work, one broken text costing no other anything."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.conformance.sentence_transformers_cases import say
+from tests.conformance.support import TEXTS
+from tests.conformance.transformers_cases import as_llama, as_roberta, as_t5, as_xlm_roberta, word_pieces
+
+from embedx.core.contracts import Broken
+from embedx.core.errors import EncoderError
+from embedx.core.specs import EncoderSpec
+from embedx.encoders.registry import open_encoder
+from embedx.encoders.tokenization import TextTokenizer, library_tokenizer, read_tokenizer
+
+TOKENIZERS = {
+    "bert": word_pieces,
+    "roberta": as_roberta,
+    "llama": as_llama,
+    "t5": as_t5,
+    "xlm-roberta": as_xlm_roberta,
+}
+
+LONG = {
+    "prose": " ".join(TEXTS[:9]) + " ",
+    "no spaces": "東京は日本の首都です。",
+    "one word": "abcdefghij",
+    "only spaces": " \n\t",
+    "spaces in runs": "a          b\n\n\n\n\n",
+    "special tokens": "<mask> </s> <s>[SEP] [MASK] ",
+    "accents": "e\u0301\u0327 ﬁ \u200b ",
+}
+
+
+@pytest.fixture(scope="module", params=TOKENIZERS)
+def tokenizer(request, tmp_path_factory) -> TextTokenizer:
+    folder = tmp_path_factory.mktemp(request.param)
+    TOKENIZERS[request.param]().save_pretrained(folder)
+    say(folder / "config.json", model_type=request.param)
+    return replace(library_tokenizer(folder), max_tokens=32)
+
+
+@pytest.mark.parametrize("kind", LONG)
+def test_a_long_text_has_the_ids_of_its_beginning(tokenizer, kind):
+    backend = tokenizer._tokenizer
+    for characters in (300, 1_100, 5_000, 40_000):
+        for start in range(3):
+            text = "Hello, " * start + LONG[kind] * (characters // len(LONG[kind]) + 1)
+            whole = backend.encode(text)
+            (ids,), (is_cut,) = tokenizer([text])
+            assert ids == whole.ids
+            assert is_cut == bool(whole.overflowing)
+
+
+def test_only_the_beginning_of_a_long_text_is_read(tokenizer):
+    assert len(tokenizer._head("some words " * 10_000)) < 5_000
+
+
+def test_a_long_text_takes_no_time():
+    encoder = open_encoder(EncoderSpec("minilm"))
+    encoder.prepare(["warm"])
+    text = "The quick brown fox jumps over the lazy dog. " * 230_000
+    started = time.perf_counter()
+    prepared = encoder.prepare([text])
+    assert time.perf_counter() - started < 1
+    assert prepared.truncated == 1 and len(prepared.items[0]) == 256
+
+
+def test_cutting_from_the_left_reads_the_end(tokenizer):
+    text = "beginning " * 500 + "end"
+    from_left = replace(tokenizer, direction="left")
+    (ids,), _ = from_left([text])
+    assert ids == from_left._tokenizer.encode(text).ids != tokenizer([text])[0][0]
+
+
+def test_a_broken_text_costs_no_other_anything():
+    encoder = open_encoder(EncoderSpec("minilm"))
+    missing = Broken("read", "OSError", "gone")
+    prepared = encoder.prepare(["one", "half \ud800 a pair", missing, "two"])
+    assert prepared.positions.tolist() == [0, 3]
+    assert prepared.failures[2] is missing
+    assert prepared.failures[1].error == "UnicodeEncodeError"
+    assert "surrogates" in prepared.failures[1].message
+
+
+def test_a_text_without_tokens_fails_alone(shared):
+    encoder = open_encoder(EncoderSpec("sentence_transformers", str(shared / "weights" / "potion-base-4m")))
+    prepared = encoder.prepare(["", "words"])
+    assert prepared.positions.tolist() == [1]
+    assert prepared.failures[0].error == "NoTokens"
+
+
+def test_batches_are_padded_on_the_right():
+    encoder = open_encoder(EncoderSpec("minilm"))
+    inputs = encoder.collate(encoder.prepare(["one", "one two three"]).items)
+    assert list(inputs) == ["input_ids", "attention_mask"]
+    assert inputs["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
+    assert inputs["input_ids"][0, 3:].tolist() == [0, 0]
+    assert all(array.dtype == np.int64 for array in inputs.values())
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path):
+    say(tmp_path / "config.json", model_type="bert")
+    with pytest.raises(EncoderError, match="has no tokenizer"):
+        library_tokenizer(tmp_path)
+    with pytest.raises(EncoderError, match=r"no tokenizer\.json"):
+        read_tokenizer(tmp_path / "tokenizer.json")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(EncoderError, match="is no tokenizer"):
+        read_tokenizer(tmp_path / "tokenizer.json")
+
+
+def test_settings_of_a_training_script_change_nothing(tmp_path: Path):
+    folder = tmp_path / "model"
+    word_pieces().save_pretrained(folder)
+    say(folder / "config.json", model_type="bert")
+    before = library_tokenizer(folder)
+    tokenizer = word_pieces()
+    tokenizer.backend_tokenizer.enable_padding(length=99)
+    tokenizer.backend_tokenizer.enable_truncation(7)
+    tokenizer.save_pretrained(folder)
+    after = library_tokenizer(folder)
+    assert after.digest == before.digest
+    assert after(list(TEXTS)) == before(list(TEXTS))
