@@ -26,7 +26,8 @@ def report_extraction(
     own_rows = sum(receipt.rows for receipt in publication.embedded)
     embedded = own_rows + plan.kinds.get("adopted", 0)
     failed = sum(receipt.failed for receipt in publication.receipts) + plan.adopted_failed
-    seconds = time.time() - psutil.Process().create_time()
+    # A clock that was set back must not make a run of negative length.
+    seconds = max(0.0, time.time() - psutil.Process().create_time())
     stages: Counter[str] = Counter()
     counts: Counter[str] = Counter()
     for receipt in publication.receipts:
