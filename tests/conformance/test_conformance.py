@@ -1,7 +1,8 @@
 """Every encoder equals its own library: raw and centred, in every batch, on awkward items; planted errors do not.
 
-A family adds `<family>_cases.py` with `CASES`. `EMBEDX_CONFORMANCE_OUT=FILE` keeps the measurements, a JSON line a
-case, of which `jobs/encoder_table.py` makes `docs/encoders.md`.
+A family adds `<family>_cases.py` with `CASES`. `make test` runs a few of them. With `EMBEDX_CONFORMANCE_OUT=FILE`, as `make
+conformance` sets it, all run, and the file gets the measurements, a JSON line a case, of which `jobs/encoder_table.py`
+makes `docs/encoders.md`.
 """
 
 from __future__ import annotations
@@ -43,6 +44,21 @@ def discover() -> dict[str, Case]:
 
 CASES = discover()
 
+SHORT = (
+    "minilm",
+    "open_clip:ViT-B-32#text",
+    "sentence_transformers:minishlab/potion-base-4M",
+    "timm:mobilenetv2_100",
+    "timm:resnet18 --layer layer3.1 --pooling gem",
+    "torchvision:squeezenet1_0",
+    "transformers:bert",
+    "transformers:dinov2",
+    "transformers:gpt2",
+)
+"""Cases that `make test` runs; `make conformance` runs them all."""
+
+CHOSEN = tuple(CASES) if os.environ.get("EMBEDX_CONFORMANCE_OUT") else SHORT
+
 
 @contextmanager
 def private_folder() -> Iterator[Path]:
@@ -77,7 +93,7 @@ def embed(embedder: Embedder, items: list[Any], plant: Callable[[Any], Any] = la
     return result.vectors
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", CHOSEN)
 def test_equals_its_library(name):
     case = CASES[name]
     items = items_of(case)
