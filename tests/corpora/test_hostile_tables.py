@@ -277,7 +277,7 @@ def test_nested_values_can_be_carried_or_are_named(tmp_path, depth):
 
 def test_a_quote_in_a_tsv_swallows_no_rows(tmp_path):
     (tmp_path / "a.tsv").write_text('id\ttext\n1\t"open\n2\tmid\n3\tend"\n')
-    with pytest.raises(CorpusError, match=r"a\.tsv:2 has a quoted field that goes on to line 4"):
+    with pytest.raises(CorpusError, match=r"a\.tsv:2 has a quoted field with tabs that goes on to line 4"):
         rows_of(tmp_path / "a.tsv")
     (tmp_path / "b.tsv").write_text('id\ttext\n1\t"a ""word"""\n2\tb\n')
     assert [row["content"] for row in rows_of(tmp_path / "b.tsv")[0]] == ['a "word"', "b"]

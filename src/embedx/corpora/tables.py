@@ -200,10 +200,10 @@ class Table:
                         f"{self.path}:{line} has {len(values)} fields, the header has {len(header)}",
                         "Mend the line, or quote fields that contain the delimiter or line breaks",
                     )
-                elif delimiter == "\t" and reader.line_num > line:
-                    # Most TSV is written without quoting: then a text that begins with a quote would swallow rows.
+                elif delimiter == "\t" and any("\t" in value and "\n" in value for value in values):
+                    # Much TSV is written without quoting: then a text that begins with a quote swallows rows.
                     raise CorpusError(
-                        f"{self.path}:{line} has a quoted field that goes on to line {reader.line_num}",
+                        f"{self.path}:{line} has a quoted field with tabs that goes on to line {reader.line_num}",
                         "If quotes have no meaning there, double and enclose them, or write the table as .csv",
                     )
                 else:
