@@ -28,6 +28,7 @@ from embedx.encoders.tokenization import TextTokenizer
 from embedx.encoders.vision import ImageEncoder, ImageTransform
 
 if TYPE_CHECKING:
+    from embedx.encoders.image_module import Measured
     from embedx.encoders.open_clip_source import Source
     from embedx.encoders.open_clip_towers import State
 
@@ -195,17 +196,11 @@ def _describe_image(spec: EncoderSpec) -> KnownCard:
         "normalized": True,
         "tensors": measured.digest,
     }
-    card = EncoderCard(
-        ref=spec.ref,
-        family=spec.family,
+    card = _card(
+        spec,
+        identity,
+        measured,
         modality="image",
-        dim=measured.dim,
-        fingerprint=fingerprint(identity),
-        identity=identity,
-        spec=spec.to_dict(),
-        normalized=True,
-        flops=measured.flops,
-        parameters=measured.parameters,
         input={"size": [3, *transform.crop]},
         weights_from=str(source.weights_file),
         space=_space(source, state),
@@ -236,17 +231,11 @@ def _describe_text(spec: EncoderSpec) -> KnownCard:
         "normalized": True,
         "tensors": measured.digest,
     }
-    card = EncoderCard(
-        ref=spec.ref,
-        family=spec.family,
+    card = _card(
+        spec,
+        identity,
+        measured,
         modality="text",
-        dim=measured.dim,
-        fingerprint=fingerprint(identity),
-        identity=identity,
-        spec=spec.to_dict(),
-        normalized=True,
-        flops=measured.flops,
-        parameters=measured.parameters,
         input={"max_tokens": source.context},
         weights_from=str(source.weights_file),
         space=_space(source, state),
@@ -254,6 +243,22 @@ def _describe_text(spec: EncoderSpec) -> KnownCard:
     )
     recipe = {"config": source.config, "tokenizer": asdict(tokenizer), "pad_id": pad_id or 0}
     return KnownCard(card, source.weights_file, recipe)
+
+
+def _card(spec: EncoderSpec, identity: dict[str, Any], measured: Measured, **facts: Any) -> EncoderCard:
+    """Return a tower's card: what both towers say alike, and the facts that differ."""
+    return EncoderCard(
+        ref=spec.ref,
+        family=spec.family,
+        dim=measured.dim,
+        fingerprint=fingerprint(identity),
+        identity=identity,
+        spec=spec.to_dict(),
+        normalized=True,
+        flops=measured.flops,
+        parameters=measured.parameters,
+        **facts,
+    )
 
 
 def _transform(said: dict[str, Any], size: Any, spec: EncoderSpec) -> ImageTransform:

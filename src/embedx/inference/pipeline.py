@@ -66,6 +66,35 @@ class Embedded:
     counts: dict[str, int]
 
 
+class _Gathered:
+    """The results of a shard while they come in, at the rows of their items.
+
+    Args:
+        count: items of the shard.
+        dim: length of a vector.
+    """
+
+    def __init__(self, count: int, dim: int) -> None:
+        self.vectors = np.empty((count, dim), dtype=np.float32)
+        self.done = np.zeros(count, dtype=bool)
+        self.failures: dict[int, Broken] = {}
+        self.sums: Counter[str] = Counter()
+
+    def put(self, rows: np.ndarray, vectors: np.ndarray) -> None:
+        """Keep the vectors of some rows; those that are not finite become failures."""
+        good = np.isfinite(vectors).all(axis=1)
+        self.vectors[rows[good]] = vectors[good]
+        self.done[rows[good]] = True
+        for row in rows[~good].tolist():
+            self.failures[row] = Broken("forward", "NotFinite", "the encoder's vector has NaN or infinite values")
+
+    def result(self) -> Embedded:
+        """Return what was gathered, in the items' order."""
+        positions = np.flatnonzero(self.done)
+        vectors = self.vectors[positions] if len(positions) < len(self.done) else self.vectors
+        return Embedded(vectors, positions, self.failures, dict(self.sums))
+
+
 class Embedder:
     """An encoder on a runtime with the threads around it; shared by the tasks of a process.
 
@@ -85,18 +114,14 @@ class Embedder:
         """Embed items 0..count-1; failed ones come back as values and cost no other item anything."""
         clock = clock or Clock()
         card = self.encoder.card
-        vectors = np.empty((count, card.dim), dtype=np.float32)
-        done = np.zeros(count, dtype=bool)
-        failures: dict[int, Broken] = {}
-        sums: Counter[str] = Counter()
+        gathered = _Gathered(count, card.dim)
         window = max(1, count) if card.modality == "text" else IMAGE_WINDOW
         chunk = TEXT_CHUNK if card.modality == "text" else IMAGE_CHUNK
         for prepared, start in self._windows(count, window, chunk, fetch, clock):
-            failures.update({start + position: broken for position, broken in prepared.failures.items()})
-            sums["truncated"] += prepared.truncated
-            self._forward_all(prepared, start, clock, vectors, done, failures, sums)
-        positions = np.flatnonzero(done)
-        return Embedded(vectors[positions] if len(positions) < count else vectors, positions, failures, dict(sums))
+            gathered.failures.update({start + position: broken for position, broken in prepared.failures.items()})
+            gathered.sums["truncated"] += prepared.truncated
+            self._forward_all(prepared, start, clock, gathered)
+        return gathered.result()
 
     def _windows(
         self, count: int, window: int, chunk: int, fetch: Fetch, clock: Clock
@@ -140,23 +165,13 @@ class Embedder:
         joined = np.concatenate(positions) if positions else np.empty(0, dtype=np.int64)
         return Prepared(items, joined, failures, truncated), start
 
-    def _forward_all(
-        self,
-        prepared: Prepared,
-        start: int,
-        clock: Clock,
-        vectors: np.ndarray,
-        done: np.ndarray,
-        failures: dict[int, Broken],
-        sums: Counter[str],
-    ) -> None:
-        card = self.encoder.card
+    def _forward_all(self, prepared: Prepared, start: int, clock: Clock, gathered: _Gathered) -> None:
         costs = self.encoder.cost(prepared)
-        batches = plan_batches(costs, self.runtime.batch_budget(card.modality), MAX_BATCH_ITEMS)
+        batches = plan_batches(costs, self.runtime.batch_budget(self.encoder.card.modality), MAX_BATCH_ITEMS)
         for batch in batches:
-            sums["cost"] += int(costs[batch].sum())
-            sums["padded_cost"] += int(costs[batch].max()) * len(batch)
-        sums["batches"] += len(batches)
+            gathered.sums["cost"] += int(costs[batch].sum())
+            gathered.sums["padded_cost"] += int(costs[batch].max()) * len(batch)
+        gathered.sums["batches"] += len(batches)
 
         def run(batch: np.ndarray) -> None:
             entries = [prepared.items[position] for position in batch]
@@ -164,33 +179,22 @@ class Embedder:
                 inputs = self.encoder.collate(entries)
             with clock.stage("forward"):
                 result = self.runtime.forward(inputs)
-            rows = prepared.positions[batch] + start
-            self._accept(result, rows, vectors, done, failures)
+            gathered.put(prepared.positions[batch] + start, self._checked(result, len(batch)))
 
         with clock.stage("wait_forward"):
             for future in [self._forwarding.submit(run, batch) for batch in batches]:
                 future.result()
 
-    def _accept(
-        self,
-        result: np.ndarray,
-        rows: np.ndarray,
-        vectors: np.ndarray,
-        done: np.ndarray,
-        failures: dict[int, Broken],
-    ) -> None:
+    def _checked(self, vectors: np.ndarray, count: int) -> np.ndarray:
+        """Return a batch's vectors, of length 1 where the encoder promises that."""
         card = self.encoder.card
-        if result.shape != (len(rows), card.dim):
-            raise ValueError(f"{card.ref} gave vectors of shape {result.shape}, not {(len(rows), card.dim)}")
-        if card.normalized:
-            # In float32 here, whatever precision the runtime used: a unit vector is promised to have length 1.
-            with np.errstate(invalid="ignore", divide="ignore"):
-                result = result / np.linalg.norm(result, axis=1, keepdims=True)
-        good = np.isfinite(result).all(axis=1)
-        vectors[rows[good]] = result[good]
-        done[rows[good]] = True
-        for row in rows[~good].tolist():
-            failures[row] = Broken("forward", "NotFinite", "the encoder's vector has NaN or infinite values")
+        if vectors.shape != (count, card.dim):
+            raise ValueError(f"{card.ref} gave vectors of shape {vectors.shape}, not {(count, card.dim)}")
+        if not card.normalized:
+            return vectors
+        # In float32 here, whatever precision the runtime used: a unit vector is promised to have length 1.
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
     def close(self) -> None:
         """Stop the threads."""
