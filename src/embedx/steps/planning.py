@@ -24,7 +24,7 @@ from embedx.store.database import open_database
 from embedx.store.delta import Snapshot
 from embedx.store.diff import Diff
 from embedx.store.layout import RunLayout, StoreLayout
-from embedx.store.listing import PlanWriter, iterate_batches, write_listing
+from embedx.store.listing import PlanWriter, iterate_batches, iterate_listing, write_listing
 from embedx.store.reader import StoreCard
 from embedx.store.rewrites import Rewrite, Standing, write_rewrites
 from embedx.store.runs import (
@@ -121,7 +121,7 @@ def make_plan(planning: Planning, layout: RunLayout) -> Plan:
     """
     plan = Plan(layout, planning.snapshot)
     layout.folder.mkdir(parents=True, exist_ok=True)
-    listing = layout.file("listing.arrow")
+    listing = layout.file("listing")  # no .parquet: a glob over the store would take it for vectors
     try:
         plan.listed = _list(planning, listing)
         with open_database(layout.folder) as database:
@@ -269,14 +269,13 @@ def _cut(planning: Planning, diff: Diff, listing: Path, plan: Plan) -> None:
     card = planning.card
     cutter = ShardCutter(card.dim, shard_items_override())
     max_tokens = card.input.get("max_tokens")
-    wanted = _Ascending(diff.iterate_rows())
+    wanted = diff.rows_to_embed(plan.listed)
     with PlanWriter(plan.layout.file("plan.arrow"), planning.corpus.columns) as writer:
-        for batch in iterate_batches(listing):
-            rows = batch.column("row").to_numpy()
-            chosen = wanted.take_until(int(rows[-1]))
+        for batch in iterate_listing(listing):
+            chosen = np.flatnonzero(wanted[batch.column("row").to_numpy()])
             if not len(chosen):
                 continue
-            batch = batch.take(pa.array(chosen - int(rows[0])))
+            batch = batch.take(pa.array(chosen))
             sizes = pc.fill_null(pc.binary_length(batch.column("content")), 0).to_numpy(zero_copy_only=False)
             work = np.full(len(sizes), card.flops, dtype=np.float64)
             if card.modality == "text":
@@ -285,28 +284,5 @@ def _cut(planning: Planning, diff: Diff, listing: Path, plan: Plan) -> None:
             for shard, start, stop in iterate_groups(cutter.assign(work, sizes)):
                 writer.add(shard, batch.slice(start, stop - start))
     plan.shard_rows = [rows for _, rows in writer.groups]
-    if len(wanted.take_until(plan.listed)) or sum(plan.shard_rows) != plan.to_embed:
+    if sum(plan.shard_rows) != plan.to_embed:
         raise UsageError("the plan lost items", "This is a bug in embedx: please report it with the command")
-
-
-class _Ascending:
-    """Ascending numbers that come in pieces, taken up to a bound at a time."""
-
-    def __init__(self, pieces: Iterator[np.ndarray]) -> None:
-        self._pieces = pieces
-        self._rest = np.empty(0, dtype=np.int64)
-
-    def take_until(self, last: int) -> np.ndarray:
-        """Return all numbers up to and with `last` that were not taken yet."""
-        taken = []
-        while True:
-            stop = int(np.searchsorted(self._rest, last, side="right"))
-            taken.append(self._rest[:stop])
-            self._rest = self._rest[stop:]
-            if len(self._rest):
-                break
-            following = next(self._pieces, None)
-            if following is None:
-                break
-            self._rest = following
-        return np.concatenate(taken)

@@ -43,7 +43,7 @@ def adopt(
     they are; each listed item is matched once at most.
 
     Args:
-        database: with the table `decision` of `store.diff`.
+        database: with the tables `listing` and `decision` of `store.diff`.
         columns: of the listing.
         plans: run -> its `plan.arrow`; all with this listing's columns.
         shards: the finished shards.
@@ -63,8 +63,8 @@ def adopt(
             SELECT p.run, p.shard, p.item_id, f.item_id IS NOT NULL AS failed, d.row AS row
             FROM ({" UNION ALL ".join(parts)}) p JOIN finished s USING (run, shard)
             LEFT JOIN finished_failures f USING (run, shard, item_id)
-            LEFT JOIN decision d ON d.item_id = p.item_id AND d.identity = p.identity AND {same}
-                AND d.kind IN ('new', 'changed')"""
+            LEFT JOIN (SELECT l.* FROM listing l JOIN decision USING (row) WHERE kind IN ('new', 'changed')) d
+                ON d.item_id = p.item_id AND d.identity = p.identity AND {same}"""
     )
     skip = "WHERE NOT failed" if retry_failed else ""
     database.do(

@@ -48,6 +48,10 @@ class Database:
         """Make an Arrow table known under a name."""
         self._connection.register(name, table)
 
+    def register_parquet(self, name: str, path: Path) -> None:
+        """Make a Parquet file known under a name, without reading it."""
+        self._connection.register(name, self._connection.read_parquet(str(path)))
+
     def register_file(self, name: str, path: Path) -> None:
         """Make an Arrow file known under a name, without reading it.
 
@@ -68,7 +72,7 @@ def open_database(work_dir: Path) -> Iterator[Database]:
     """
     connection = duckdb.connect()
     try:
-        limit = max(256 * 2**20, min(2**30, memory_quota_bytes() // 8))
+        limit = max(256 * 2**20, min(2**29, memory_quota_bytes() // 8))
         connection.execute(f"SET memory_limit = '{limit // 2**20}MiB'")
         connection.execute(f"SET threads = {cpu_quota()}")
         connection.execute("SET preserve_insertion_order = false")

@@ -13,7 +13,6 @@ adopted_failed  already tried and failed in an interrupted run
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from embedx.store.database import Database, quoted
 from embedx.store.delta import Snapshot
 from embedx.store.listing import ListingColumns
 
-EMBED = "('new', 'changed')"
+KINDS = "('new', 'changed', 'updated', 'unchanged', 'failed_before', 'adopted', 'adopted_failed')"
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Diff:
 
     Args:
         database: to work in.
-        listing: the Arrow file of the listing.
+        listing: the Parquet file of the listing.
         columns: its carried columns.
         snapshot: the version to compare with.
     """
@@ -55,21 +54,23 @@ class Diff:
         self._columns = columns
         self._snapshot = snapshot
         self._has_adopted = False
-        database.register_file("listing", listing)
+        database.register_parquet("listing", listing)
+        # By hash first: to find the few ids that are doubled, 8 bytes of each of 100 M are enough.
+        database.do(
+            """CREATE TEMP TABLE doubled AS
+               SELECT item_id, count(*) AS count, min(row) AS first, max(row) AS last FROM listing
+               WHERE hash(item_id) IN (SELECT hash(item_id) FROM listing GROUP BY 1 HAVING count(*) > 1)
+               GROUP BY item_id HAVING count(*) > 1"""
+        )
 
     # -- the listing alone ---------------------------------------------------------------------------------
 
     def duplicates(self, most: int = 3) -> list[Duplicate]:
         """Return a few ids that are listed more than once, in listing order."""
-        # In two steps: gathering sources for every id to find the few that are doubled takes several times as long.
-        self._database.do(
-            "CREATE TEMP TABLE doubled AS SELECT item_id FROM listing GROUP BY item_id HAVING count(*) > 1"
-        )
-        if not self._database.scalar("SELECT count(*) FROM doubled"):
-            return []
         rows = self._database.do(
-            f"""SELECT item_id, count(*), list(DISTINCT source ORDER BY source)
-                FROM listing JOIN doubled USING (item_id) GROUP BY item_id ORDER BY min(row) LIMIT {most}"""
+            f"""SELECT item_id, any_value(d.count), list(DISTINCT source ORDER BY source)
+                FROM listing JOIN (SELECT * FROM doubled ORDER BY first LIMIT {most}) d USING (item_id)
+                GROUP BY item_id ORDER BY any_value(d.first)"""
         )
         return [Duplicate(item_id, count, tuple(sources)) for item_id, count, sources in rows]
 
@@ -85,42 +86,50 @@ class Diff:
             keep: which of several items of one id counts: first or last.
             retry_failed: try items again that failed before.
         """
-        order = "ASC" if keep != "last" else "DESC"
+        kept = "last" if keep == "last" else "first"
+        self._database.do(
+            f"CREATE TEMP TABLE dropped AS SELECT row FROM listing JOIN doubled USING (item_id) WHERE row != {kept}"
+        )
         self._create_current(identities)
         self._create_failed(known_failures, retry_failed)
         compared = ["source", *self._columns.listed_names]
-        differs = " OR ".join(f"w.{quoted(name)} IS DISTINCT FROM s.{quoted(name)}" for name in compared)
+        differs = " OR ".join(f"l.{quoted(name)} IS DISTINCT FROM s.{quoted(name)}" for name in compared)
+        self._database.do(f"CREATE TYPE kinds AS ENUM {KINDS}")
+        # Of each item only numbers: what a later step needs of its texts, it finds in the listing by row.
         self._database.do(
             f"""CREATE TEMP TABLE decision AS
-            WITH w AS (
-                SELECT row, item_id, source, identity{self._listed()} FROM listing
-                QUALIFY row_number() OVER (PARTITION BY item_id ORDER BY row {order}) = 1
-            )
-            SELECT w.row, w.item_id, w.source, w.identity{self._listed("w.")},
-                s.old_path, s.digest AS old_digest, ({differs}) AS differs,
-                CASE WHEN s.item_id IS NULL AND f.identity = w.identity THEN 'failed_before'
+            SELECT l.row, s.file, ({differs}) AS differs,
+                CAST(CASE WHEN s.item_id IS NULL AND f.identity = l.identity THEN 'failed_before'
                      WHEN s.item_id IS NULL THEN 'new'
-                     WHEN s.identity IS DISTINCT FROM w.identity THEN 'changed'
+                     WHEN s.identity IS DISTINCT FROM l.identity THEN 'changed'
                      WHEN {differs} THEN 'updated'
-                     ELSE 'unchanged' END AS kind
-            FROM w LEFT JOIN current s USING (item_id) LEFT JOIN failed f USING (item_id)"""
+                     ELSE 'unchanged' END AS kinds) AS kind
+            FROM listing l LEFT JOIN current s USING (item_id) LEFT JOIN failed f USING (item_id)"""
         )
-        if doubled := self._database.scalar("SELECT count(*) - count(DISTINCT row) FROM decision"):
+        rows = self._database.scalar("SELECT count(*) FROM decision")
+        if doubled := rows - self._database.scalar("SELECT count(*) FROM listing"):
             raise StoreError(
                 f"{doubled} items of {self._snapshot.root} stand there more than once", "Run embedx verify on the store"
             )
+        self._database.do("DELETE FROM decision WHERE row IN (SELECT row FROM dropped)")
 
     def _create_current(self, identities: list[Path]) -> None:
-        self._database.do("CREATE TEMP TABLE removed (item_id VARCHAR, path VARCHAR)")
-        if not self._snapshot.files:
+        self._database.do("CREATE TEMP TABLE removed (item_id VARCHAR, file INTEGER)")
+        names = [str(self._snapshot.root / file.path) for file in self._snapshot.files]
+        files = pa.table(
+            {
+                "__embedx_file": pa.array(names, pa.string()),
+                "path": pa.array([file.path for file in self._snapshot.files], pa.string()),
+                "file": pa.array(range(len(names)), pa.int32()),
+            }
+        )
+        self._database.register("files", files)
+        if not names:
             self._database.do(
-                f"""CREATE TEMP TABLE current AS SELECT '' AS item_id, '' AS source, '' AS digest, '' AS old_path,
+                f"""CREATE TEMP TABLE current AS SELECT '' AS item_id, '' AS source, '' AS digest, 0::INTEGER AS file,
                     '' AS identity{self._nulls()} WHERE false"""
             )
             return
-        names = [str(self._snapshot.root / file.path) for file in self._snapshot.files]
-        paths = [file.path for file in self._snapshot.files]
-        self._database.register("file_names", pa.table({"__embedx_file": names, "old_path": paths}))
         carried = "".join(
             f", r.{quoted(column.name)} AS {quoted('c_' + column.name)}" for column in self._columns.listed
         )
@@ -132,9 +141,9 @@ class Diff:
                                  FROM identity_log GROUP BY item_id) i USING (item_id)"""
         self._database.do(
             f"""CREATE TEMP TABLE current AS
-                SELECT r.item_id, r.source, r.digest, n.old_path, {identity} AS identity{carried}
+                SELECT r.item_id, r.source, r.digest, n.file, {identity} AS identity{carried}
                 FROM read_parquet(?, filename = '__embedx_file', hive_partitioning = false) r
-                JOIN file_names n USING (__embedx_file) {join}""",
+                JOIN files n USING (__embedx_file) {join}""",
             [names],
         )
 
@@ -151,18 +160,18 @@ class Diff:
             parts.append(f"SELECT {select}, {generation} AS generation FROM {name}_{generation}")
         self._database.do(f"CREATE TEMP VIEW {name} AS {' UNION ALL '.join(parts)}")
 
-    def _listed(self, prefix: str = "") -> str:
-        return "".join(f", {prefix}{quoted(name)}" for name in self._columns.listed_names)
+    def _listed(self) -> str:
+        return "".join(f", {quoted(name)}" for name in self._columns.listed_names)
 
     # -- files whose size or time changed, but perhaps not their content --------------------------------------
 
     def write_suspects(self, path: Path) -> None:
-        """Write (row, locator, old_digest) of items called changed only by their file's size or time."""
+        """Write (row, locator, old_digest) of the items called changed only by their file's size or time."""
         _write(
             path,
             self._database.stream(
-                "SELECT d.row, l.locator, d.old_digest FROM decision d JOIN listing l USING (row) "
-                "WHERE d.kind = 'changed'"
+                "SELECT l.row, l.locator, c.digest AS old_digest "
+                "FROM listing l JOIN decision d USING (row) JOIN current c USING (item_id) WHERE d.kind = 'changed'"
             ),
         )
 
@@ -174,8 +183,9 @@ class Diff:
         """
         self._database.register("derived", pa.table({"source": pa.array(labels, pa.string())}))
         rows = self._database.do(
-            """SELECT min(item_id), d.source, c.source, count(*) FROM decision d JOIN current c USING (item_id)
-               WHERE d.kind = 'changed' AND d.source != c.source AND d.source IN (SELECT source FROM derived)
+            """SELECT min(item_id), l.source, c.source, count(*)
+               FROM listing l JOIN decision d USING (row) JOIN current c USING (item_id)
+               WHERE d.kind = 'changed' AND l.source != c.source AND l.source IN (SELECT source FROM derived)
                GROUP BY ALL ORDER BY count(*) DESC LIMIT 1"""
         )
         return rows[0] if rows else None
@@ -210,8 +220,8 @@ class Diff:
         """Call removed what the store has of these sources and the listing has not; returns how many."""
         self._database.register("listed_sources", pa.table({"source": pa.array(sources, pa.string())}))
         self._database.do(
-            """INSERT INTO removed SELECT item_id, old_path FROM current
-               WHERE source IN (SELECT source FROM listed_sources) AND item_id NOT IN (SELECT item_id FROM decision)"""
+            """INSERT INTO removed SELECT item_id, file FROM current c ANTI JOIN listing l USING (item_id)
+               WHERE c.source IN (SELECT source FROM listed_sources)"""
         )
         return self._database.scalar("SELECT count(*) FROM removed")
 
@@ -219,10 +229,12 @@ class Diff:
         """Return how many items there are of each kind."""
         return dict(self._database.do("SELECT kind, count(*) FROM decision GROUP BY kind"))
 
-    def iterate_rows(self, kinds: str = EMBED) -> Iterator[np.ndarray]:
-        """Yield ascending listing rows (int64) of some kinds, in pieces."""
-        for batch in self._database.stream(f"SELECT row FROM decision WHERE kind IN {kinds} ORDER BY row"):
-            yield batch.column(0).to_numpy()
+    def rows_to_embed(self, listed: int) -> np.ndarray:
+        """Return (listed,) bool: the listing's rows to embed. A byte an item, where sorted numbers would take eight."""
+        wanted = np.zeros(listed, dtype=bool)
+        for batch in self._database.stream("SELECT row FROM decision WHERE kind IN ('new', 'changed')"):
+            wanted[batch.column(0).to_numpy()] = True
+        return wanted
 
     def iterate_rewrites(self, partial: list[FinishedShard]) -> pa.RecordBatchReader:
         """Stream the rows that change in files that stand already, by file.
@@ -234,9 +246,10 @@ class Diff:
             Batches (path, item_id, update, source, carried...); a row without `update` is dropped.
         """
         parts = [
-            f"""SELECT old_path AS path, item_id, kind = 'updated' AS update, source{self._listed()} FROM decision
-                WHERE old_path IS NOT NULL AND kind NOT IN ('unchanged', 'failed_before')""",
-            f"SELECT path, item_id, false, ''{self._nulls()} FROM removed",
+            f"""SELECT path, item_id, kind = 'updated' AS update, source{self._listed()}
+                FROM listing JOIN decision USING (row) JOIN files USING (file)
+                WHERE kind NOT IN ('unchanged', 'failed_before')""",
+            f"SELECT path, item_id, false, ''{self._nulls()} FROM removed JOIN files USING (file)",
         ]
         if self._has_adopted:
             paths = [shard.path for shard in partial]
@@ -254,11 +267,10 @@ class Diff:
         _write(
             path,
             self._database.stream(
-                """SELECT item_id, identity FROM decision WHERE kind != 'failed_before'
+                """SELECT item_id, identity FROM listing JOIN decision USING (row) WHERE kind != 'failed_before'
                    UNION ALL
-                   SELECT item_id, identity FROM current c WHERE identity IS NOT NULL
-                       AND NOT EXISTS (SELECT 1 FROM decision d WHERE d.item_id = c.item_id)
-                       AND NOT EXISTS (SELECT 1 FROM removed r WHERE r.item_id = c.item_id)"""
+                   SELECT item_id, identity FROM current ANTI JOIN listing USING (item_id)
+                       ANTI JOIN removed USING (item_id) WHERE identity IS NOT NULL"""
             ),
         )
 
@@ -273,7 +285,9 @@ class Diff:
             return None
         self._database.register_file("old_failures", known_failures)
         return self._database.table(
-            """SELECT o.* FROM old_failures o LEFT JOIN decision d USING (item_id)
+            """SELECT o.* FROM old_failures o
+               LEFT JOIN (SELECT item_id, kind FROM listing JOIN decision USING (row)
+                          WHERE item_id IN (SELECT item_id FROM old_failures)) d USING (item_id)
                WHERE d.kind = 'failed_before' OR (d.kind IS NULL AND NOT list_contains(?, o.source))""",
             [mirrored],
         )

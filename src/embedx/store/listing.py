@@ -1,4 +1,4 @@
-"""The listing of a corpus: one row per item, streamed to an Arrow file and read back in order."""
+"""The listing of a corpus: one row per item, streamed to a Parquet file and read back in order."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from embedx.core.paths import replacing
 from embedx.store.schema import CarriedColumn
@@ -64,9 +65,12 @@ class ListingColumns:
 
 def write_listing(path: Path, columns: ListingColumns, batches: Iterable[pa.RecordBatch]) -> int:
     """Write a listing's batches, numbering the rows; returns how many there are."""
+    # Parquet, because DuckDB knows then how long it is and picks the right side of a join to hold in memory.
     schema = columns.schema()
     row = 0
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema, options=_compressed()) as writer:
+    with pq.ParquetWriter(
+        path, schema, compression="zstd", use_dictionary=["source"], write_statistics=False
+    ) as writer:
         for batch in batches:
             numbers = pa.array(np.arange(row, row + batch.num_rows, dtype=np.int64))
             arrays = [numbers, *(batch.column(name) for name in schema.names[1:])]
@@ -75,8 +79,16 @@ def write_listing(path: Path, columns: ListingColumns, batches: Iterable[pa.Reco
     return row
 
 
+def iterate_listing(path: Path) -> Iterator[pa.RecordBatch]:
+    """Yield the batches of a listing in order."""
+    with pq.ParquetFile(path) as opened:
+        # Group by group: a reader of several would also read ahead, and a group's texts may be many.
+        for group in range(opened.num_row_groups):
+            yield from opened.iter_batches(BATCH_ROWS, [group])
+
+
 def iterate_batches(path: Path) -> Iterator[pa.RecordBatch]:
-    """Yield the batches of a listing, or of any Arrow file, in order."""
+    """Yield the batches of an Arrow file in order."""
     with pa.memory_map(str(path)) as source:
         reader = pa.ipc.open_file(source)
         for number in range(reader.num_record_batches):
