@@ -119,7 +119,7 @@ def test_digests_come_from_the_writer_also_after_a_crash(embedx, tmp_path):
     write_jsonl(tmp_path / "c.jsonl", rows)
     arguments = ("extract", "c.jsonl", "--encoder", "minilm", "--out", "s")
     embedx(*arguments, "--max-failures", "0", status=3, env={"EMBEDX_SHARD_ITEMS": "20"})
-    (noted,) = (tmp_path / "s" / "_embedx" / "runs").glob("*/digests.jsonl")
+    (noted,) = (tmp_path / "s" / "_embedx" / "runs").glob("*/receipts.jsonl")
     assert len(noted.read_text().splitlines()) == 3
     path = sorted((tmp_path / "s" / "data").glob("*/*.parquet"))[1]
     data = bytearray(path.read_bytes())

@@ -191,7 +191,7 @@ class _Tally:
         if outcome is not None and outcome.error is None:
             receipt: Receipt = outcome.result
             self.run.publication.receipts.append(receipt)
-            runs.note_digest(self.run.publication.plan.layout, receipt)
+            runs.note_receipt(self.run.publication.plan.layout, receipt)
             if outcome.task.function is extract_shard:
                 self.state.done += receipt.items
                 self.state.failed += receipt.failed

@@ -20,7 +20,7 @@ from embedx.store.delta import DataFile, NewFile, Transition
 from embedx.store.layout import StoreLayout
 from embedx.store.reader import StoreCard
 from embedx.store.schema import store_schema
-from embedx.store.shards import FAILURE_SCHEMA, Receipt, read_receipt, write_arrow
+from embedx.store.shards import FAILURE_SCHEMA, Receipt, write_arrow
 
 RESUME = "Run the same command again: finished shards are kept and not computed again"
 
@@ -149,7 +149,7 @@ def _reasons(failures: list[pa.Table], most: int = 3) -> str:
 
 
 def _new_files(publication: Publication) -> list[NewFile]:
-    """Return the files to add, each checked against its receipt and the plan."""
+    """Return the files to add, each receipt checked against the plan and each file's size against its receipt."""
     plan, root = publication.plan, publication.store.root
     for receipt in publication.embedded:
         if receipt.items != plan.shard_rows[receipt.shard]:
@@ -164,12 +164,14 @@ def _new_files(publication: Publication) -> list[NewFile]:
     found += [(shard.path, receipt) for shard, receipt in plan.adopted]
     new = []
     for path, receipt in sorted(found, key=lambda pair: pair[0]):
-        present = read_receipt(root / path)
-        if (present.size_bytes, present.rows) != (receipt.size_bytes, receipt.rows):
+        try:
+            size = (root / path).stat().st_size
+        except OSError as error:
+            raise StoreError(f"{path} is gone ({error.strerror})", RESUME) from error
+        if size != receipt.size_bytes:
             raise StoreError(f"{path} changed since it was written", "Run embedx verify, then the same command")
-        if present.rows:
-            file = DataFile(path, present.size_bytes, present.rows)
-            new.append(NewFile(file, present.first_id or "", present.last_id or ""))
+        if receipt.rows:
+            new.append(NewFile(DataFile(path, size, receipt.rows), receipt.first_id or "", receipt.last_id or ""))
     return new
 
 

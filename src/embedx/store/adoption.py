@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from embedx.store.database import Database, quoted
-from embedx.store.listing import ListingColumns
+from embedx.store.listing import ListingColumns, open_groups
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,10 @@ def adopt(
     """
     _register(database, shards)
     listed = "".join(f", {quoted(name)}" for name in columns.listed_names)
+    wanted = ["shard", "item_id", "source", "identity", *columns.listed_names]
     parts = []
     for number, (run, plan) in enumerate(plans.items()):
-        database.register_file(f"open_plan_{number}", plan)
+        database.register(f"open_plan_{number}", open_groups(plan, wanted))
         parts.append(f"SELECT '{run}' AS run, shard, item_id, source, identity{listed} FROM open_plan_{number}")
     same = " AND ".join(
         f"d.{quoted(name)} IS NOT DISTINCT FROM p.{quoted(name)}" for name in ("source", *columns.listed_names)

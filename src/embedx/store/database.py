@@ -44,8 +44,8 @@ class Database:
         """Return a result whole."""
         return self._connection.sql(query, params=parameters).to_arrow_table()
 
-    def register(self, name: str, table: pa.Table) -> None:
-        """Make an Arrow table known under a name."""
+    def register(self, name: str, table: pa.Table | pa.RecordBatchReader) -> None:
+        """Make an Arrow table known under a name; a reader can be read once."""
         self._connection.register(name, table)
 
     def register_parquet(self, name: str, path: Path) -> None:

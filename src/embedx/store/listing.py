@@ -159,5 +159,24 @@ def read_group(path: Path, number: int) -> pa.RecordBatch:
         return pa.ipc.open_file(source).get_batch(number)
 
 
+def open_groups(path: Path, names: list[str]) -> pa.RecordBatchReader:
+    """Stream some columns of a `GroupWriter`'s file; small groups are joined, for each batch costs its reader."""
+    schema = pa.ipc.open_file(str(path)).schema
+    fields = [schema.get_field_index(name) for name in names]
+    chosen = pa.schema([schema.field(field) for field in fields])
+
+    def joined() -> Iterator[pa.RecordBatch]:
+        with pa.memory_map(str(path)) as source:
+            reader = pa.ipc.open_file(source, options=pa.ipc.IpcReadOptions(included_fields=sorted(fields)))
+            pending: list[pa.RecordBatch] = []
+            for number in range(reader.num_record_batches):
+                pending.append(reader.get_batch(number).select(names))
+                if sum(batch.num_rows for batch in pending) >= BATCH_ROWS or number + 1 == reader.num_record_batches:
+                    yield from pa.Table.from_batches(pending, chosen).combine_chunks().to_batches()
+                    pending = []
+
+    return pa.RecordBatchReader.from_batches(chosen, joined())
+
+
 def _compressed() -> pa.ipc.IpcWriteOptions:
     return pa.ipc.IpcWriteOptions(compression="zstd")

@@ -9,7 +9,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -178,13 +178,13 @@ def identity_files(layout: StoreLayout, history: RunHistory) -> list[Path]:
 
 
 def find_finished(layout: StoreLayout, run: str) -> list[tuple[FinishedShard, Receipt]]:
-    """Return the whole shard files of an interrupted run: one listing, then footers.
+    """Return the whole shard files of an interrupted run: one listing, and the footers of those not noted.
 
     A file that is not whole cannot be a committed shard (shards are linked under their name when complete), so it
     is damage; it is left alone and its items are embedded again.
     """
     run_layout = layout.run(run)
-    digests = _noted_digests(run_layout)
+    noted = _noted_receipts(run_layout)
     found = []
     if not run_layout.data.is_dir():
         return []
@@ -192,37 +192,34 @@ def find_finished(layout: StoreLayout, run: str) -> list[tuple[FinishedShard, Re
         if entry.name.startswith(".") or not entry.name.endswith(".parquet"):
             continue
         try:
-            receipt = read_receipt(Path(entry.path))
-            failed = read_attempt_failures(run_layout, receipt)
+            receipt = noted.get((entry.name, entry.stat().st_size)) or read_receipt(Path(entry.path))
+            failed = read_attempt_failures(run_layout, receipt) if receipt.failed else None
         except (StoreError, OSError, pa.ArrowException):
             continue
-        ids = tuple(failed.column("item_id").to_pylist())
-        receipt = replace(receipt, sha256=digests.get((receipt.shard, receipt.size_bytes), ""))
+        ids = tuple(failed.column("item_id").to_pylist()) if failed else ()
         name = run_layout.shard_name(receipt.shard)
         found.append((FinishedShard(run, receipt.shard, name, receipt.rows, ids), receipt))
     return found
 
 
-def note_digest(layout: RunLayout, receipt: Receipt) -> None:
-    """Keep a shard's sha256 as its writer said it, so that a resumed run need not read the file to publish it."""
-    if receipt.sha256:
-        entry = {"shard": receipt.shard, "size_bytes": receipt.size_bytes, "sha256": receipt.sha256}
-        with layout.file("digests.jsonl").open("a") as file:
-            file.write(json.dumps(entry) + "\n")
+def note_receipt(layout: RunLayout, receipt: Receipt) -> None:
+    """Keep a finished shard's receipt, so that a resumed run reads neither its footer nor its bytes to publish it."""
+    with layout.file("receipts.jsonl").open("a") as file:
+        file.write(receipt.to_json() + "\n")
 
 
-def _noted_digests(layout: RunLayout) -> dict[tuple[int, int], str]:
-    """Return (shard, size) -> sha256 of what `note_digest` kept; a line cut off by a crash counts for nothing."""
-    digests = {}
+def _noted_receipts(layout: RunLayout) -> dict[tuple[str, int], Receipt]:
+    """Return (file name, size) -> what `note_receipt` kept; a line cut off by a crash counts for nothing."""
     try:
-        lines = layout.file("digests.jsonl").read_text().splitlines()
+        lines = layout.file("receipts.jsonl").read_text().splitlines()
     except OSError:
         return {}
+    receipts = {}
     for line in lines:
-        with suppress(ValueError, KeyError, TypeError):
-            entry = json.loads(line)
-            digests[entry["shard"], entry["size_bytes"]] = entry["sha256"]
-    return digests
+        with suppress(ValueError, TypeError):
+            receipt = Receipt(**json.loads(line))
+            receipts[layout.shard(receipt.shard).name, receipt.size_bytes] = receipt
+    return receipts
 
 
 def read_attempt_failures(layout: RunLayout, receipt: Receipt) -> pa.Table:
@@ -253,5 +250,5 @@ def finish_record(layout: RunLayout, report: dict[str, Any]) -> None:
     write_json(layout.file("report.json"), report)
     layout.file("plan.arrow").unlink(missing_ok=True)
     layout.file("rewrites.arrow").unlink(missing_ok=True)
-    layout.file("digests.jsonl").unlink(missing_ok=True)
+    layout.file("receipts.jsonl").unlink(missing_ok=True)
     shutil.rmtree(layout.folder / "failures", ignore_errors=True)
