@@ -181,10 +181,10 @@ def _digests(publication: Publication, files: list[NewFile]) -> list[dict[str, A
     known = {plan.layout.shard_name(receipt.shard): receipt.sha256 for receipt in publication.receipts}
     known |= {shard.path: receipt.sha256 for shard, receipt in plan.adopted}
 
-    def digest(new: NewFile) -> dict[str, Any]:
-        path = new.file.path
-        sha256 = known[path] or file_sha256(root / path)
-        return {"path": path, "size_bytes": new.file.size_bytes, "rows": new.file.rows, "sha256": sha256}
-
     with ThreadPoolExecutor(4) as pool:
-        return list(pool.map(digest, files))
+        unknown = [new.file.path for new in files if not known[new.file.path]]
+        known |= dict(zip(unknown, pool.map(lambda path: file_sha256(root / path), unknown)))
+    return [
+        {"path": file.path, "size_bytes": file.size_bytes, "rows": file.rows, "sha256": known[file.path]}
+        for file in (new.file for new in files)
+    ]

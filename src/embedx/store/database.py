@@ -9,7 +9,6 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
-import pyarrow.dataset as pds
 
 from embedx.core.errors import StoreError
 from embedx.core.threads import cpu_quota, memory_quota_bytes
@@ -58,6 +57,8 @@ class Database:
         Raises:
             StoreError: it is missing or damaged.
         """
+        import pyarrow.dataset as pds  # here, because it imports pandas: 0.3 s of every start
+
         if not is_whole_arrow(path):
             raise StoreError(f"{path} cannot be read: it is damaged or missing", "Restore it, or run embedx verify")
         self._connection.register(name, pds.dataset([str(path)], format="ipc"))
