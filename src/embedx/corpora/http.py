@@ -19,6 +19,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from http.client import IncompleteRead
 from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
@@ -194,7 +195,7 @@ class Fetcher:
             return self._follow(url, attempt)
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             if attempt.left_s <= 0:
-                raise ReadError(f"{url} was not done after {seconds:.0f} s", "TooSlow") from None
+                raise ReadError(f"{url} was not done after {seconds:g} s", "TooSlow") from None
             raise _explained(url, error) from None
         finally:
             watch.cancel()
@@ -297,8 +298,8 @@ def _retry_after(text: str | None) -> float | None:
 
 def _explained(url: str, error: Exception) -> ReadError:
     text = " ".join(str(error).split())
-    if isinstance(error, urllib3.exceptions.IncompleteRead):
-        return ReadError(f"{url}: its body is cut off ({error.partial} of {error.expected} bytes)", "CutOff")
+    if any(isinstance(part, (urllib3.exceptions.IncompleteRead, IncompleteRead)) for part in (error, *error.args)):
+        return ReadError(f"{url}: its body is cut off", "CutOff")
     if isinstance(error, urllib3.exceptions.ConnectTimeoutError):
         return ReadError(f"{url}: no connection in time", "ConnectTimeout")
     if isinstance(error, urllib3.exceptions.ReadTimeoutError):
