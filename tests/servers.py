@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import threading
 import time
 from collections import Counter, defaultdict
@@ -9,6 +11,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+import pytest
+from distributed import LocalCluster
 
 Behaviour = Callable[["Handler", int], None]
 """Answers a request in some way; the number says how often the path was asked for before."""
@@ -198,3 +203,24 @@ def fill_bucket(url: str, bucket: str, files: dict[str, bytes | Path]) -> None:
     client.create_bucket(Bucket=bucket)
     for name, data in files.items():
         client.put_object(Bucket=bucket, Key=name, Body=data.read_bytes() if isinstance(data, Path) else data)
+
+
+# -- Dask ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def dask_cluster(env: dict[str, str]) -> Iterator[str]:
+    """A scheduler with one worker that stays warm between commands; yields its address.
+
+    Args:
+        env: of the worker process; the path of modules is passed on by this process's own.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in env.items():
+            patch.setenv(name, value)
+        for folder in reversed(env.get("PYTHONPATH", "").split(os.pathsep)):
+            patch.syspath_prepend(folder)
+        with LocalCluster(
+            n_workers=1, threads_per_worker=2, processes=True, dashboard_address=None, silence_logs=logging.CRITICAL
+        ) as cluster:
+            yield cluster.scheduler_address

@@ -32,7 +32,8 @@ def corpus(tmp_path_factory):
     photos.write_tar(folder / "photos.tar", FILES)
     photos.write_parquet(folder / "photos.parquet", FILES, row_group_size=5)
     photos.write_dataset(folder / "dataset", FILES)
-    with servers.web_server() as web, servers.s3_server() as s3:
+    env = photos.PIXELS
+    with servers.web_server() as web, servers.s3_server() as s3, servers.dask_cluster(env) as scheduler:
         web.files.update({f"/{name}": data for name, data in FILES.items()})
         photos.write_url_table(folder / "urls.jsonl", web.url, FILES)
         objects = {f"photos/{name}": data for name, data in FILES.items()}
@@ -41,7 +42,7 @@ def corpus(tmp_path_factory):
             "corpus",
             {**objects, "photos.tar": folder / "photos.tar", "t/photos.parquet": folder / "photos.parquet"},
         )
-        yield Command(folder), servers.s3_options(s3)
+        yield Command(folder), servers.s3_options(s3), {**env, "EMBEDX_CLUSTER": scheduler}
 
 
 def sources(options):
@@ -58,10 +59,10 @@ def sources(options):
 
 
 def test_every_kind_of_source_gives_the_same_store(corpus):
-    command, options = corpus
+    command, options, env = corpus
     found = {}
     for name, arguments in sources(options).items():
-        report = command.json("extract", *arguments, *FLAGS, "--out", f"{name}-store", env=photos.PIXELS)
+        report = command.json("extract", *arguments, *FLAGS, "--out", f"{name}-store", env=env)
         assert (report["items"]["embedded"], report["items"]["failed"]) == (10, 2), (name, report)
         found[name] = contents(command, f"{name}-store")
     vectors, labels, failures = found["folder"]
@@ -74,5 +75,5 @@ def test_every_kind_of_source_gives_the_same_store(corpus):
         assert their_labels == labels, name
         assert their_failures == failures, name
     for name, arguments in sources(options).items():
-        again = command.json("extract", *arguments, *FLAGS, "--out", f"{name}-store", env=photos.PIXELS)
-        assert (again["run"], again["items"]["unchanged"]) == (None, 10), (name, again)
+        again = command.json("extract", *arguments, *FLAGS, "--out", f"{name}-store", "--dry-run", env=env)
+        assert (again["items"]["planned"], again["items"]["unchanged"]) == (0, 10), (name, again)

@@ -22,28 +22,29 @@ from embedx.core.specs import (
     parse_storage_option,
 )
 
-EPILOG = """Examples, one for each kind of source (more in docs/sources.md)
+EPILOG = """Examples, one for each kind of source; more in docs/sources.md
 
-embedx extract train.jsonl --encoder minilm --columns intent --out store/
+embedx extract reviews.jsonl --encoder minilm --columns stars --out store
 
-embedx extract photos/ --encoder torchvision:resnet50 --weights resnet50.pth --out store/
+embedx extract photos/ --encoder encoder.toml --out store
 
-embedx extract "shards/{00000..00099}.tar" --encoder open_clip:ViT-B-32/laion2b_s34b_b79k --out store/
+embedx extract "shards/{00000..00001}.tar" --encoder encoder.toml --id-prefix source --out store
 
-embedx extract part-0.parquet --image-column image --id-column sku --encoder encoder.toml --out store/
+embedx extract photos.parquet --encoder encoder.toml --columns label --out store
 
-embedx extract hf-dataset/ --encoder timm:vit_small_patch16_224 --columns label --out store/
+embedx extract dataset/ --encoder encoder.toml --columns label --out store
 
-embedx extract shop.csv --image-column url --id-column sku --encoder encoder.toml --out store/
+embedx extract shop.csv --image-column picture --id-column sku --encoder encoder.toml --out store
 
-embedx extract s3://bucket/photos/ --storage-option anon=true --encoder encoder.toml --out store/
+embedx extract urls.jsonl --encoder encoder.toml --out store
 
-embedx extract --sql "select id, text from 'reviews/*.parquet' where stars > 3" --encoder minilm --out store/
+embedx extract s3://bucket/photos/ --encoder encoder.toml --out store
 
-embedx extract @sources.txt --encoder minilm --out store/
+embedx extract --sql "select id, text from 'reviews.parquet' where stars > 3" --encoder minilm --out store
+
+embedx extract @sources.txt --encoder minilm --out store
 
 The same command again embeds only what is new or changed, and resumes what was interrupted."""
-
 
 SOURCES_SHOWN = 5
 """Of a dry run; all of them stand in its --json."""

@@ -44,6 +44,9 @@ FAILED_IN_ROW = 10
 
 SHORT_S = 10.0
 
+ASKED_TO_WAIT = "AskedToWait"
+"""The error of a server that wants to be left alone for longer than a run waits."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -161,7 +164,7 @@ class Fetcher:
                 with self._slot(host):
                     data = self._attempt(url, seconds)
             except ReadError as error:
-                if not error.retryable:
+                if not error.retryable or error.error == ASKED_TO_WAIT:
                     host.failed_in_row = 0  # it answers
                     raise
                 if tried == attempts:
@@ -280,7 +283,7 @@ class Fetcher:
         if seconds is None:
             return
         if seconds > self.limits.pause_s:
-            raise ReadError(f"{url}: the server asks to come back in {seconds:,.0f} s", "AskedToWait", True)
+            raise ReadError(f"{url}: the server asks to come back in {seconds:,.0f} s", ASKED_TO_WAIT)
         host = self._host(urlsplit(url).netloc)
         host.not_before = max(host.not_before, time.monotonic() + seconds)
 
@@ -300,6 +303,8 @@ def _explained(url: str, error: Exception) -> ReadError:
     text = " ".join(str(error).split())
     if any(isinstance(part, (urllib3.exceptions.IncompleteRead, IncompleteRead)) for part in (error, *error.args)):
         return ReadError(f"{url}: its body is cut off", "CutOff")
+    if isinstance(error, urllib3.exceptions.NewConnectionError):
+        return ReadError(f"{url}: no connection ({text.rpartition(': ')[2][:160]})", "NoConnection")
     if isinstance(error, urllib3.exceptions.ConnectTimeoutError):
         return ReadError(f"{url}: no connection in time", "ConnectTimeout")
     if isinstance(error, urllib3.exceptions.ReadTimeoutError):

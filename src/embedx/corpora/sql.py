@@ -47,10 +47,11 @@ class SqlTable:
             UsageError: it is no single SELECT, or does not compile.
         """
         with self._connected() as connection:
-            # A LIMIT would change nothing of the types, and costs the plan alone.
+            # With LIMIT 0 the query is planned and not run. Only DESCRIBE gives the names as they were asked for.
+            described = connection.execute(f"DESCRIBE {self._select()}").fetchall()
+            if len({row[0] for row in described}) != len(described):
+                raise UsageError("--sql gives two columns of one name", "Name them apart with AS")
             schema = connection.sql(f"SELECT * FROM ({self._select()}\n) LIMIT 0").to_arrow_table().schema
-        if len(set(schema.names)) != len(schema.names):
-            raise UsageError("--sql gives two columns of one name", "Name them apart with AS")
         return {field.name: column_type(field.type) for field in schema}
 
     def iterate_pieces(self, columns: Sequence[str] | None = None) -> Iterator[Piece]:
@@ -89,7 +90,7 @@ class SqlTable:
                     yield connection
                 finally:
                     connection.close()
-        except duckdb.Error as error:
+        except (duckdb.Error, OSError) as error:  # OSError: what fails while its rows are streamed
             raise CorpusError(
                 f"--sql fails: {' '.join(str(error).split())[:300]}", "Mend the query; try it in the duckdb shell"
             ) from None
