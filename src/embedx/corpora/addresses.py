@@ -59,7 +59,7 @@ class Resolver:
             # One is enough: whoever answers with both hopes for the other.
             raise ReadError(
                 f"the host {host} leads to the private address {private[0]}, which is refused "
-                "(--allow-private-networks)",
+                "without --allow-private-networks (and --retry-failed)",
                 "PrivateAddress",
                 False,
             )
