@@ -64,8 +64,9 @@ def iterate_ahead(sources: Sequence[Callable[[], Iterable[T]]], threads: int) ->
         sources: each gives its pieces when called.
         threads: sources that are read at a time.
     """
-    if len(sources) == 1:
-        yield from sources[0]()
+    if len(sources) == 1 or threads == 1:
+        for make in sources:
+            yield from make()
         return
     stop = threading.Event()
     lanes = [_Lane(make, stop) for make in sources]

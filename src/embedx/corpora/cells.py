@@ -10,6 +10,7 @@ import threading
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -19,16 +20,20 @@ import pyarrow.compute as pc
 from embedx.core.errors import CorpusError
 from embedx.core.specs import Access
 from embedx.corpora.columnar import ColumnarFile
-from embedx.corpora.decode import MAX_FILE_BYTES
 from embedx.corpora.locators import Locator
 from embedx.corpora.storage import ReadError, shared_storage
+from embedx.corpora.values import MAX_CELL_BYTES
 
 BLOCK_BYTES = 2**24
 """Images decoded from their pages at a time."""
 
 BLOCKS_KEPT = 3
+"""At most, and of more than twice `BLOCK_BYTES` together only the last: a single cell may be larger than that."""
 
 BLOCK_ROWS = 256
+
+_heavy = threading.Lock()
+"""Held while a column of huge cells is decoded: one at a time in a process, whatever the number of its tasks."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ class CellReader:
         self._lock = threading.Lock()
         self._blocks: OrderedDict[int, pa.Array] = OrderedDict()
         self._ahead: Iterator[pa.RecordBatch] = iter(())
-        self._ahead_group, self._ahead_row = -1, 0
+        self._ahead_group, self._ahead_row, self._ahead_is_heavy = -1, 0, False
         try:
             self.token = shared_storage(access).info(locator.place).token
             self._file = ColumnarFile(locator.place, locator.kind, access)
@@ -96,9 +101,9 @@ class CellReader:
             raise ReadError(f"{self._place} row {row}: column {self._column!r} is null", "NullCell", False)
         # Asked before the bytes are copied.
         size = pc.binary_length(block.slice(position, 1))[0].as_py()
-        if size > MAX_FILE_BYTES:
+        if size > MAX_CELL_BYTES:
             raise ReadError(
-                f"{self._place} row {row} has {size:,} bytes; more than {MAX_FILE_BYTES:,} are refused",
+                f"{self._place} row {row} has {size:,} bytes; more than {MAX_CELL_BYTES:,} are refused",
                 "CellTooLarge",
                 False,
             )
@@ -115,11 +120,13 @@ class CellReader:
             return self._keep(self._starts[group], array)
         if group != self._ahead_group or row < self._ahead_row:
             self._ahead_group, self._ahead_row = group, self._starts[group]
-            self._ahead = self._file.parquet.iter_batches(
-                self._rows_at_once(group), row_groups=[group], columns=[self._column]
-            )
+            rows = self._rows_at_once(group)
+            self._ahead_is_heavy = rows == 1
+            self._ahead = self._file.parquet.iter_batches(rows, row_groups=[group], columns=[self._column])
+        heavy = _heavy if self._ahead_is_heavy else nullcontext()
         while True:
-            batch = next(self._ahead, None)
+            with heavy:
+                batch = next(self._ahead, None)
             if batch is None:
                 raise ReadError(f"{self._place} has fewer rows than it says", "SourceChanged")
             start = self._ahead_row
@@ -129,7 +136,9 @@ class CellReader:
 
     def _keep(self, start: int, block: pa.Array) -> tuple[int, pa.Array]:
         self._blocks[start] = block
-        while len(self._blocks) > BLOCKS_KEPT:
+        while len(self._blocks) > 1 and (
+            len(self._blocks) > BLOCKS_KEPT or sum(kept.nbytes for kept in self._blocks.values()) > 2 * BLOCK_BYTES
+        ):
             self._blocks.popitem(last=False)
         return start, block
 

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from embedx.core.errors import CorpusError
 from embedx.core.specs import Access
+from embedx.corpora import values
 from embedx.corpora.locators import is_remote
 from embedx.corpora.storage import shared_storage
 
@@ -23,9 +24,6 @@ PIECE_BYTES = 2**26
 
 BUFFER_BYTES = 2**20
 """Read of a column at a time; without it Arrow reads a whole column of a row group at once, however large."""
-
-MAX_CELL_BYTES = 2**29
-"""Longer values of a column are not made Python objects, which would copy them several times."""
 
 
 class ColumnarFile:
@@ -146,27 +144,25 @@ def column_type(kind: pa.DataType) -> str:
 
 def batch_rows(batch: pa.RecordBatch, tolerant: bool) -> list[dict[str, Any]]:
     """Return a batch as dicts; of values that are not UTF-8 the bytes as lone surrogates, if tolerant."""
-    columns = [_values(name, column, tolerant) for name, column in zip(batch.schema.names, batch.columns)]
-    return [dict(zip(batch.schema.names, values)) for values in zip(*columns)]
+    columns = [_values(column, tolerant) for column in batch.columns]
+    return [dict(zip(batch.schema.names, row)) for row in zip(*columns)]
 
 
-def _values(name: str, column: pa.Array, tolerant: bool) -> list[Any]:
+def _values(column: pa.Array, tolerant: bool) -> list[Any]:
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if column_type(column.type) in ("string", "binary") and not pa.types.is_string_view(column.type):
-        longest = pc.max(pc.binary_length(column)).as_py() or 0
-        if longest > MAX_CELL_BYTES:
-            raise CorpusError(
-                f"column {name!r} holds a value of {longest:,} bytes; more than {MAX_CELL_BYTES:,} are refused",
-                "Leave such rows out, or cut them into several",
-            )
+        sizes = pc.binary_length(column)
+        if (pc.max(sizes).as_py() or 0) > values.MAX_CELL_BYTES:
+            one_by_one = (_values(column.slice(row, 1), tolerant) for row in range(len(column)) if len(column) > 1)
+            return [value for found in one_by_one for value in found] or [values.Oversized(sizes[0].as_py())]
     try:
         return list(column.to_pylist())
     except UnicodeDecodeError:  # Parquet does not check that strings are UTF-8
         if not tolerant or column_type(column.type) != "string":
             raise
-        values = column.cast(pa.large_binary()).to_pylist()
-        return [value if value is None else value.decode("utf-8", "surrogateescape") for value in values]
+        raw = column.cast(pa.large_binary()).to_pylist()
+        return [value if value is None else value.decode("utf-8", "surrogateescape") for value in raw]
 
 
 def _map_batches(place: str) -> list[pa.RecordBatch]:

@@ -24,6 +24,7 @@ from embedx.corpora.columns import (
 )
 from embedx.corpora.describing import describe_source
 from embedx.corpora.items import broken_identity, iterate_items
+from embedx.corpora.locators import is_remote
 from embedx.corpora.sources import OPENING_THREADS, Source, open_sources
 from embedx.corpora.values import printable, unicode_problem
 from embedx.store.listing import BATCH_CHARACTERS, BATCH_ROWS, ListingColumns
@@ -76,7 +77,9 @@ class Corpus:
         listings: list[Callable[[], Iterator[_Listed]]] = [
             partial(self._iterate_source, source) for source in self.sources
         ]
-        for listed in iterate_ahead(listings, OPENING_THREADS):
+        # Of remote sources each waits for the network. Local ones keep the interpreter busy: threads make them slower.
+        threads = OPENING_THREADS if any(is_remote(source.path) for source in self.sources) else 1
+        for listed in iterate_ahead(listings, threads):
             batch = listed.rows.slice(0, int(min(left, listed.rows.num_rows)))
             left -= batch.num_rows
             self.ignored.update(listed.ignored)
