@@ -108,7 +108,7 @@ def _iterate_tar(source: Source, columns: ListingColumns, ignored: Counter[str])
     storage = shared_storage(source.access)
     place = source.path if is_remote(source.path) else os.path.abspath(source.path)
     token = _token(source, place)
-    with storage.open(place) as file:
+    with storage.open(place, tars.READAHEAD_BYTES) as file:
         for sample in tars.iterate_samples(file, place, ignored):
             locator = str(Locator("tar", place, offset=sample.offset, length=sample.length))
             # The token says whether the tar is still the one that was listed; the worker asks before it reads.

@@ -68,7 +68,7 @@ class Source:
 
 @functools.lru_cache(maxsize=4096)
 def _tar_columns(path: str, access: Access) -> dict[str, str]:
-    with shared_storage(access).open(path) as file:
+    with shared_storage(access).open(path, tars.READAHEAD_BYTES) as file:
         return tars.head_columns(file, path)
 
 

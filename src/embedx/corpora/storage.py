@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
 import json
 import os
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from embedx.core.specs import Access
 from embedx.corpora.locators import is_remote, scheme_of
 
 READAHEAD_BYTES = 2**20
-"""Of a remote file that is read from its beginning: headers of a tar, lines of a table."""
+"""Of a remote file that is read from its beginning."""
 
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "az": "az", "abfs": "az", "abfss": "az"}
 EXTRAS |= {"http": "http", "https": "http"}
@@ -83,8 +82,12 @@ class Storage:
     def __init__(self, access: Access) -> None:
         self.access = access
 
-    def open(self, place: str) -> BinaryIO:
+    def open(self, place: str, readahead: int = READAHEAD_BYTES) -> BinaryIO:
         """Open a file for reading from its beginning.
+
+        Args:
+            place: its path or URL.
+            readahead: bytes fetched beyond what is asked for, of a remote file.
 
         Raises:
             CorpusError: it cannot be opened.
@@ -92,7 +95,7 @@ class Storage:
         if not is_remote(place):
             return open(place, "rb")
         with self._naming(place):
-            file: BinaryIO = self._system(place).open(place, "rb", block_size=READAHEAD_BYTES, cache_type="readahead")
+            file: BinaryIO = self._system(place).open(place, "rb", block_size=readahead, cache_type="readahead")
             return file
 
     def info(self, place: str) -> FileInfo:
@@ -246,8 +249,3 @@ def _file_info(place: str, info: dict[str, Any]) -> FileInfo:
     marks = (info.get(name) for name in ("ETag", "etag", "md5Hash", "content_md5", "LastModified", "last_modified"))
     mark = next((str(value).strip('"') for value in marks if value), "")
     return FileInfo(place, size, f"{size}:{mark}:{place}")
-
-
-def open_buffered(file: BinaryIO) -> io.BufferedReader:
-    """Return a file of any library as one that reads in blocks."""
-    return file if isinstance(file, io.BufferedReader) else io.BufferedReader(file, READAHEAD_BYTES)  # type: ignore[arg-type,type-var]
