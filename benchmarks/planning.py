@@ -100,9 +100,16 @@ def write_corpus(folder: Path, items: int, generation: int = 0, broken: int = 0)
 def embedx(home: Path, *flags: str, env: dict[str, str] | None = None, exit_status: int = 0) -> dict:
     """Run `embedx extract` in a process of its own; returns its report, seconds and peak memory."""
     sources = [f"p{path.stem}={path}" for path in sorted((home / "corpus").glob("*.parquet"))]
-    command = [sys.executable, __file__, CHILD, "extract", *sources, "--encoder", "stub:4", "--columns", "label"]
-    command += ["--out", str(home / "store"), "--json", *flags]
-    paths = os.pathsep.join([str(Path(__file__).parent / "stub"), os.environ.get("PYTHONPATH", "")])
+    arguments = [*sources, "--encoder", "stub:4", "--columns", "label", "--out", str(home / "store"), *flags]
+    return run_measured(arguments, env, exit_status)
+
+
+def run_measured(arguments: list[str], env: dict[str, str] | None = None, exit_status: int = 0) -> dict:
+    """Run `embedx extract` with some arguments; returns its report, seconds and peak memory."""
+    command = [sys.executable, __file__, CHILD, "extract", *arguments, "--json"]
+    here = Path(__file__).parent
+    plugins = [str(here / "stub"), str(here.parent / "tests" / "plugins" / "pixels")]
+    paths = os.pathsep.join([*plugins, os.environ.get("PYTHONPATH", "")])
     started = time.perf_counter()
     done = subprocess.run(
         command, env={**os.environ, "PYTHONPATH": paths, **(env or {})}, capture_output=True, text=True, check=False

@@ -8,8 +8,9 @@ import pytest
 
 from embedx.core.errors import CorpusError
 from embedx.core.specs import CorpusSpec
-from embedx.corpora.folders import file_identity, iterate_images
+from embedx.corpora.folders import iterate_images
 from embedx.corpora.listing import open_corpus
+from embedx.corpora.storage import file_identity
 
 NAMES = (
     "a b.jpg",

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from embedx.core.contracts import Broken
-from embedx.corpora.content import digest_file, read_image
+from embedx.corpora.content import digest_images, read_image
 from embedx.corpora.decode import MAX_FILE_BYTES, decode_image
 from tests.corpora import hostile
 
@@ -90,7 +90,7 @@ def test_bombs_and_giant_headers_take_no_memory():
 def failure(path) -> Broken:
     result = read_image(str(path)).item
     assert isinstance(result, Broken) and result.stage == "read", result
-    assert digest_file(str(path)) is None
+    assert digest_images([str(path)]) == [None]
     return result
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from embedx.core.errors import CorpusError
 from embedx.core.specs import CorpusSpec
-from embedx.corpora import tables, values
+from embedx.corpora import columnar, tables, values
 from embedx.corpora.listing import open_corpus
 from embedx.corpora.tables import Table
 from tests.conftest import write_jsonl
@@ -214,7 +214,8 @@ def test_gzip_bombs_take_no_memory(tmp_path, suffix):
 
 
 def test_pieces_are_bounded_in_bytes(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "PIECE_BYTES", 100_000)
+    for module in (tables, columnar):
+        monkeypatch.setattr(module, "PIECE_BYTES", 100_000)
     texts = [f"{n:030000}" for n in range(60)]
     write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts])
     pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", compression="zstd")

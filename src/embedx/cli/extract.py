@@ -11,17 +11,43 @@ import typer
 from embedx.cli import output
 from embedx.core.errors import UsageError
 from embedx.core.reports import Report
-from embedx.core.specs import CorpusSpec, EncoderSpec, ExtractSpec, FailureLimit, Resources, parse_share
+from embedx.core.specs import (
+    Access,
+    CorpusSpec,
+    EncoderSpec,
+    ExtractSpec,
+    FailureLimit,
+    Resources,
+    parse_share,
+    parse_storage_option,
+)
 
-EPILOG = """Examples
+EPILOG = """Examples, one for each kind of source; more in docs/sources.md
 
-embedx extract train.jsonl --encoder minilm --columns intent --out store/
+embedx extract reviews.jsonl --encoder minilm --columns stars --out store
 
-embedx extract photos/ --encoder torchvision:resnet50 --weights resnet50.pth --out store/
+embedx extract photos/ --encoder encoder.toml --out store
 
-embedx extract shop.csv --image-column picture --id-column sku --encoder encoder.toml --out store/
+embedx extract "shards/{00000..00001}.tar" --encoder encoder.toml --id-prefix source --out store
+
+embedx extract photos.parquet --encoder encoder.toml --columns label --out store
+
+embedx extract dataset/ --encoder encoder.toml --columns label --out store
+
+embedx extract shop.csv --image-column picture --id-column sku --encoder encoder.toml --out store
+
+embedx extract urls.jsonl --encoder encoder.toml --out store
+
+embedx extract s3://bucket/photos/ --encoder encoder.toml --out store
+
+embedx extract --sql "select id, text from 'reviews.parquet' where stars > 3" --encoder minilm --out store
+
+embedx extract @sources.txt --encoder minilm --out store
 
 The same command again embeds only what is new or changed, and resumes what was interrupted."""
+
+SOURCES_SHOWN = 5
+"""Of a dry run; all of them stand in its --json."""
 
 
 def option(*names: str, help: str, panel: str, **more: Any) -> Any:
@@ -36,22 +62,47 @@ def register(app: typer.Typer) -> None:
 
 def extract(
     sources: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
-            metavar="SOURCE...", help="Folders of images; .jsonl .csv .tsv .txt (.gz) .parquet; alias=PATH."
+            metavar="SOURCE...",
+            help="Folders of images, .tar, tables (.jsonl .csv .tsv .txt .parquet), HF datasets, URLs; "
+            "patterns {00..99}; alias=PATH; @FILE lists sources.",
+            show_default=False,
         ),
-    ],
+    ] = None,
+    *,
     encoder: Annotated[str, option("--encoder", help="family:name, minilm, or an encoder .toml file.", panel="What")],
     out: Annotated[Path, option("--out", help="The store: a new or existing folder.", panel="What")],
     kind: Annotated[
         str | None, option("--kind", help="image or text; default: as the source is.", panel="What")
     ] = None,
     text_column: Annotated[str | None, option("--text-column", help="Column of the text.", panel="What")] = None,
-    image_column: Annotated[str | None, option("--image-column", help="Column of image paths.", panel="What")] = None,
+    image_column: Annotated[
+        str | None, option("--image-column", help="Column of images: bytes, paths or URLs.", panel="What")
+    ] = None,
     id_column: Annotated[
         str | None,
         option("--id-column", help="Column of ids; default item_id, id, else row numbers.", panel="What"),
     ] = None,
+    id_prefix: Annotated[
+        str | None,
+        option("--id-prefix", help="'source' puts the source's name before ids, where they collide.", panel="What"),
+    ] = None,
+    sql: Annotated[
+        str | None,
+        option("--sql", help="The corpus is the rows of a DuckDB query; SOURCE... are its databases.", panel="What"),
+    ] = None,
+    sources_file: Annotated[
+        str | None, option("--sources-file", help="A list of sources, one per line; as @FILE.", panel="What")
+    ] = None,
+    storage_option: Annotated[
+        list[str] | None,
+        option("--storage-option", help="NAME=VALUE for s3://, gs://, ...; repeatable; never logged.", panel="What"),
+    ] = None,
+    allow_private_networks: Annotated[
+        bool,
+        option("--allow-private-networks", help="Fetch the corpus's URLs from private addresses, too.", panel="What"),
+    ] = False,
     columns: Annotated[
         str | None,
         option("--columns", help="Columns to carry besides label, path or text; 'none'.", panel="What"),
@@ -106,7 +157,7 @@ def extract(
 ) -> int:
     """Embed a corpus with a frozen encoder; only what is new or changed, resumable at any moment."""
     corpus = CorpusSpec(
-        sources=tuple(sources),
+        sources=(*(sources or ()), *((f"@{sources_file}",) if sources_file else ())),
         kind=kind,  # type: ignore[arg-type]
         text_column=text_column,
         image_column=image_column,
@@ -114,6 +165,9 @@ def extract(
         columns=parse_columns(columns),
         on_duplicate=on_duplicate,
         limit=limit,
+        sql=sql,
+        id_prefix=id_prefix,
+        access=Access(tuple(map(parse_storage_option, storage_option or ())), allow_private_networks),
     )
     if store_precision not in ("10", "full"):
         raise UsageError(f"--store-precision {store_precision!r} is neither 10 nor full", "Pass 10 or full")
@@ -192,6 +246,7 @@ def forecast_lines(report: Report) -> Iterator[str]:
     items = report["items"]
     counted = f"{items['planned']:,} to embed, {items['unchanged']:,} unchanged"
     yield f"{items['listed']:,} {report['kind']}s listed: {counted}"
+    yield from _source_lines(report["sources"])
     size, columns = output.format_bytes(report["vector_bytes"]), ", ".join(report["columns"]) or "none"
     shards = report["shards"]
     yield f"{shards['planned']} shards ({shards['reused']} finished already), {size} of raw vectors, columns: {columns}"
@@ -202,6 +257,17 @@ def forecast_lines(report: Report) -> Iterator[str]:
         yield f"{took}{failed}: {about} for all, on {estimate['runtime']}"
         yield f"bottleneck: {estimate['bottleneck']}"
     yield from _ignored_lines(report)
+
+
+def _source_lines(sources: list[dict[str, Any]]) -> Iterator[str]:
+    for source in sources[:SOURCES_SHOWN]:
+        yield f"{source['label']}: {source['kind']}; ids: {source['ids']}; labels: {source['labels']}"
+        if source["columns"]:
+            yield f"    columns: {', '.join(f'{name} ({kind})' for name, kind in source['columns'].items())}"
+        for item in source["first"]:
+            yield f"    {item['id']}: {item['content']}"
+    if len(sources) > SOURCES_SHOWN:
+        yield f"... and {len(sources) - SOURCES_SHOWN:,} more sources"
 
 
 def _ignored_lines(report: Report) -> Iterator[str]:

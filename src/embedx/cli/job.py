@@ -119,8 +119,11 @@ def to_arguments(command: Any, step: dict[str, Any], where: str) -> tuple[list[s
         if key in positional:
             arguments += [str(item) for item in (value if isinstance(value, list) else [value])]
         elif key in flags and key != "json":
-            joined = ",".join(map(str, value)) if isinstance(value, list) else value
-            defaults[flags[key].name] = joined
+            is_list = isinstance(value, list)
+            if flags[key].multiple:
+                defaults[flags[key].name] = [str(item) for item in (value if is_list else [value])]
+            else:
+                defaults[flags[key].name] = ",".join(map(str, value)) if is_list else value
         else:
             known = [*positional, *(name for name in flags if name not in ("json", "help"))]
             raise UsageError(f"{where}: unknown key {key!r}", f"Known keys: {', '.join(known)}")

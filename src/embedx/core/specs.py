@@ -101,12 +101,53 @@ class EncoderSpec:
         return cls(**data, preprocess=PreprocessSpec(**preprocess))
 
 
+@dataclass(frozen=True, repr=False)
+class Access:
+    """How places outside this machine are reached. It travels to workers, and never into a plan, log or report.
+
+    Attributes:
+        options: of the file system (`--storage-option`), in the words of its fsspec library: `key`, `secret`, ...
+        allow_private_networks: fetch the URLs of a corpus from addresses that are not public, too.
+    """
+
+    options: tuple[tuple[str, str], ...] = ()
+    allow_private_networks: bool = False
+
+    def __repr__(self) -> str:
+        # Tasks are printed with their arguments, by schedulers and in tracebacks: names only, no values.
+        return f"Access({', '.join(name for name, _ in self.options)})"
+
+    def hide(self, text: str) -> str:
+        """Return a message without the values of the options, which some libraries repeat in theirs."""
+        for _, value in sorted(self.options, key=lambda option: -len(option[1])):
+            if len(value) > 3 and value.lower() != "true":
+                text = text.replace(value, "***")
+        return text
+
+
+NO_ACCESS = Access()
+"""Nothing outside this machine needs options."""
+
+
+def parse_storage_option(text: str) -> tuple[str, str]:
+    """Read `NAME=VALUE`.
+
+    Raises:
+        UsageError: it is none; the message does not repeat it, for it may be a secret.
+    """
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip() or not value:
+        raise UsageError("a --storage-option is not of the form NAME=VALUE", "Pass e.g. endpoint_url=https://HOST")
+    return name.strip(), value
+
+
 @dataclass(frozen=True)
 class CorpusSpec:
     """Which items: the sources and how ids, content and carried columns are found in them.
 
     Attributes:
-        sources: folders, files, or `alias=PATH`.
+        sources: folders, files, URLs of files and prefixes, patterns such as `{000..099}.tar`, `alias=PATH`, or
+            `@FILE`, a list of these.
         kind: image or text; None lets the sources and the encoder decide.
         text_column: the column of the text in tables; None looks for `text` or the only string column.
         image_column: the column of image paths in tables.
@@ -114,6 +155,9 @@ class CorpusSpec:
         columns: columns to carry; None is the default (`label`, `path` or `text`), empty carries none.
         on_duplicate: what two items of one id mean: error, or keep the first or the last.
         limit: take only the first items of the listing.
+        sql: a query whose rows are the corpus; sources are then the DuckDB databases it reads.
+        id_prefix: `source` puts the source's name before every id that is not unique without it.
+        access: how places outside this machine are reached.
     """
 
     sources: tuple[str, ...]
@@ -124,12 +168,17 @@ class CorpusSpec:
     columns: tuple[str, ...] | None = None
     on_duplicate: str = "error"
     limit: int | None = None
+    sql: str | None = None
+    id_prefix: str | None = None
+    access: Access = NO_ACCESS
 
     def __post_init__(self) -> None:
-        if not self.sources:
-            raise UsageError(
-                "no source given", "Name a folder of images or a .jsonl, .csv, .tsv, .txt or .parquet file"
-            )
+        if not self.sources and self.sql is None:
+            raise UsageError("no source given", "Name a folder of images, a .tar, a table, or give --sql")
+        if self.sql is not None and not self.sql.strip():
+            raise UsageError("--sql is empty", "Pass a query, e.g. --sql \"select id, text from 'reviews.parquet'\"")
+        if self.id_prefix is not None:
+            _check_choice("--id-prefix", self.id_prefix, ("source",))
         if self.kind is not None:
             _check_choice("--kind", self.kind, ("image", "text"))
         if self.text_column and self.image_column:

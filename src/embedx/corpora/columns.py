@@ -1,4 +1,4 @@
-"""The rules of columns: which holds the text, which the id, which are carried and as what type."""
+"""The rules of columns: which holds the text or image, which the id, which are carried and as what type."""
 
 from __future__ import annotations
 
@@ -6,9 +6,48 @@ from collections import Counter
 
 from embedx.core.errors import CorpusError, UsageError
 from embedx.core.specs import CorpusSpec
+from embedx.corpora.locators import is_remote
 from embedx.corpora.sources import Source
 from embedx.store.listing import ListingColumns
 from embedx.store.schema import RESERVED, CarriedColumn, is_column_name
+
+IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp")
+"""What a column of image bytes is called, where there are several columns of bytes."""
+
+PLACE_NAMES = ("image", "image_path", "path", "file_name", "filename", "image_url", "url")
+"""What a column of paths or URLs of images is called."""
+
+
+def image_column(source: Source, given: str | None) -> str:
+    """Return the name of a table's image column: of images, bytes, paths or URLs.
+
+    Raises:
+        CorpusError: it is missing, or there are several candidates.
+    """
+    if given:
+        require_column(source, given, "--image-column")
+        return given
+    found = image_candidates(source)
+    if len(found) == 1:
+        return found[0]
+    what = f"several columns that may hold images ({', '.join(found)})" if found else "no column of images"
+    raise CorpusError(
+        f"{source.path} has {what}", f"Name it with --image-column; its columns: {', '.join(source.columns)}"
+    )
+
+
+def image_candidates(source: Source) -> list[str]:
+    """Return the columns of a table that hold images: Hugging Face's kind, else bytes, else paths or URLs."""
+    if source.table is not None and source.table.format == "txt":
+        # A text may be a path by chance, a URL hardly.
+        piece = next(source.table.iterate_pieces(), None)
+        return ["text"] if piece and all(is_remote(str(row["text"]).strip()) for row in piece.rows[:100]) else []
+    images = [name for name, kind in source.columns.items() if kind == "image"]
+    binary = [name for name, kind in source.columns.items() if kind == "binary"]
+    if len(binary) > 1:
+        binary = [name for name in binary if name.lower() in IMAGE_NAMES]
+    places = [name for name, kind in source.columns.items() if kind == "string" and name.lower() in PLACE_NAMES]
+    return images or binary or places
 
 
 def text_column(source: Source, spec: CorpusSpec) -> str:
@@ -42,10 +81,15 @@ def id_column(source: Source, given: str | None) -> str | None:
 
 def require_column(source: Source, name: str, flag: str) -> None:
     """Raise a CorpusError unless a table has a column."""
-    if name not in source.columns:
+    known = source.known_columns()
+    if name not in known:
         raise CorpusError(
             f"{source.path} has no column {name!r} ({flag})",
-            f"Its columns: {', '.join(source.columns) or 'none'}",
+            f"Its columns: {', '.join(known) or 'none'}",
+        )
+    if flag == "--columns" and known[name] in ("binary", "image"):
+        raise CorpusError(
+            f"column {name!r} of {source.path} holds bytes, which cannot be carried", "Leave it out of --columns"
         )
 
 
@@ -77,7 +121,7 @@ def carried_columns(
         names = [content if name == "text" else name for name in names]
     for source in sources:
         for name in names:
-            built_in = name in default if source.table is None else name == "path" and kind == "image"
+            built_in = kind == "image" and (name == "path" or (name == "label" and source.is_image_archive))
             if not built_in:
                 require_column(source, name, "--columns")
     _check_names(names)
@@ -87,8 +131,8 @@ def carried_columns(
 
 
 def _default_names(kind: str, sources: tuple[Source, ...]) -> list[str]:
-    has_folders = any(source.table is None for source in sources)
-    return (["label"] if has_folders else []) + (["path"] if kind == "image" else ["text"])
+    has_labels = any(source.is_image_archive for source in sources)
+    return (["label"] if has_labels else []) + (["path"] if kind == "image" else ["text"])
 
 
 def _all_have(sources: tuple[Source, ...], name: str) -> bool:
@@ -124,6 +168,6 @@ def _check_frozen(carried: tuple[CarriedColumn, ...], frozen: tuple[CarriedColum
 
 
 def _common_type(name: str, sources: tuple[Source, ...]) -> str:
-    types = {source.columns.get(name, "string") if source.is_parquet else "string" for source in sources}
+    types = {source.columns.get(name, "string") if source.is_typed else "string" for source in sources}
     only = types.pop() if len(types) == 1 else "string"
-    return "string" if only == "other" else only
+    return only if only in ("long", "double", "boolean") else "string"

@@ -37,7 +37,7 @@ def iterate_images(root: Path, ignored: Counter[str]) -> Iterator[tuple[str, str
         subfolders = []
         for entry in _entries(folder):
             if reason := _reason_to_ignore(entry):
-                ignored[reason if reason in ignored or len(ignored) < MAX_REASONS else "other suffix"] += 1
+                ignored[_bounded(reason, ignored)] += 1
             elif entry.is_dir(follow_symlinks=False):
                 subfolders.append(entry.path)
             else:
@@ -62,19 +62,17 @@ def _reason_to_ignore(entry: os.DirEntry[str]) -> str | None:
     if os.path.isdir(entry.path):
         return "link to a folder"
     suffix = os.path.splitext(entry.name)[1].lower()
-    if suffix in IMAGE_SUFFIXES:
-        return None
+    return None if suffix in IMAGE_SUFFIXES else _shown(suffix)
+
+
+def suffix_reason(suffix: str, ignored: Counter[str]) -> str:
+    """Return under which name a file that is no image is counted."""
+    return _bounded(_shown(suffix), ignored)
+
+
+def _shown(suffix: str) -> str:
     return "no suffix" if not suffix else suffix if _SUFFIX.fullmatch(suffix) else "other suffix"
 
 
-def file_identity(path: str) -> str:
-    """Return a token that changes whenever a file may have changed; `missing` if there is none.
-
-    It has the path, for a table may point an id to another file of like size and time, and the ctime, which tells
-    two swapped files apart. Where any of it differs, the file's digest decides.
-    """
-    try:
-        stat = os.stat(path)
-    except (OSError, ValueError):  # ValueError: a NUL character in the path
-        return "missing"
-    return f"{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}:{path}"
+def _bounded(reason: str, ignored: Counter[str]) -> str:
+    return reason if reason in ignored or len(ignored) < MAX_REASONS else "other suffix"

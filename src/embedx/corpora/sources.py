@@ -2,78 +2,127 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from embedx.core.errors import CorpusError, UsageError
-from embedx.corpora.tables import Table, table_format
-from embedx.corpora.values import printable, unicode_problem
+from embedx.core.specs import NO_ACCESS, Access, CorpusSpec
+from embedx.corpora import tars
+from embedx.corpora.expansion import Place, expand_sources
+from embedx.corpora.locators import is_remote
+from embedx.corpora.sql import SqlTable
+from embedx.corpora.storage import FileInfo, shared_storage
+from embedx.corpora.tables import COLUMNAR, Table, table_format
+
+OPENING_THREADS = 8
+"""Sources that are opened or listed at a time; of remote ones each waits for the network."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """One entry of the corpus: a folder of images, or a table.
+    """One entry of the corpus.
 
     Attributes:
         label: its name: the alias given, else the last part of its path.
-        path: where it is.
-        table: how it is read; None for a folder.
+        path: where it is: a path, a URL, or `--sql`.
+        kind: folder (of images), tar, table or sql.
+        table: how its rows are read; None for a folder and a tar.
         columns: of the table, column -> type.
+        access: how a remote one is reached.
+        files: of a remote folder, what is in it.
+        ignored: files beside it that are no part of the corpus: reason -> count.
     """
 
     label: str
-    path: Path
-    table: Table | None = None
+    path: str
+    kind: str
+    table: Table | SqlTable | None = None
     columns: dict[str, str] = field(default_factory=dict)
+    access: Access = NO_ACCESS
+    files: tuple[FileInfo, ...] | None = None
+    ignored: Counter[str] = field(default_factory=Counter)
 
     @property
-    def is_parquet(self) -> bool:
+    def is_typed(self) -> bool:
         """Whether its columns have types; those of other tables hold strings."""
-        return self.table is not None and self.table.format == "parquet"
+        return self.table is not None and self.table.format in (*COLUMNAR, "sql")
+
+    @property
+    def is_image_archive(self) -> bool:
+        """Whether it holds images under names of their own: a folder or a tar."""
+        return self.table is None
+
+    @property
+    def is_url_list(self) -> bool:
+        """Whether, as images, it is a plain list of URLs, which are then its ids."""
+        return self.table is not None and self.table.format == "txt"
+
+    def known_columns(self) -> dict[str, str]:
+        """Return the columns of a table, or those that the first samples of a tar have."""
+        return _tar_columns(self.path, self.access) if self.kind == "tar" else self.columns
 
 
-def open_source(text: str) -> Source:
-    """Understand one entry of the command line, `PATH` or `alias=PATH`; of a table, only the beginning is read.
+@functools.lru_cache(maxsize=4096)
+def _tar_columns(path: str, access: Access) -> dict[str, str]:
+    with shared_storage(access).open(path, tars.READAHEAD_BYTES) as file:
+        return tars.head_columns(file, path)
+
+
+def open_sources(spec: CorpusSpec) -> tuple[Source, ...]:
+    """Understand the sources of a corpus; of tables and tars, only the beginning is read.
 
     Raises:
-        CorpusError: it does not exist, or is of no known type.
+        CorpusError: one does not exist, or is of no known type.
+        UsageError: two have one name.
     """
-    if not text or "\0" in text:
-        raise CorpusError(f"the source {text!r} is no path", "Name a folder of images or a table")
-    label, path = _label_and_path(text)
-    if wrong := unicode_problem("its name", os.path.abspath(path)):
-        raise CorpusError(f"source {printable(str(path))} cannot be recorded: {wrong}", "Rename it, or a folder above")
-    if not os.path.exists(path):  # not Path.exists, which raises on names that are too long
-        raise CorpusError(f"source {path} does not exist", "Check the path")
-    if path.is_dir():
-        return Source(label, path)
-    kind = table_format(path)
-    if kind is None:
-        raise CorpusError(
-            f"source {path} is of no known type",
-            "Sources are folders of images and .jsonl, .csv, .tsv, .txt (also .gz) or .parquet files",
-        )
-    if not path.is_file():
+    if spec.sql is not None:
+        table = SqlTable(spec.sql, spec.sources)
+        return (Source("sql", table.path, "sql", table, table.columns()),)
+    storage = shared_storage(spec.access)
+    places = list(expand_sources(spec.sources, storage))
+    check_labels(places)
+    with ThreadPoolExecutor(OPENING_THREADS) as pool:
+        return tuple(pool.map(lambda place: open_source(place, spec.access), places))
+
+
+def open_source(place: Place, access: Access) -> Source:
+    """Understand one place.
+
+    Raises:
+        CorpusError: it is of no known type, or cannot be read.
+    """
+    path, label = place.path, place.label
+    if place.files is not None or os.path.isdir(path):
+        return Source(label, path, "folder", access=access, files=place.files, ignored=place.ignored)
+    if not is_remote(path) and not os.path.isfile(path):
         raise CorpusError(
             f"source {path} is no file but a pipe, socket or device", "Write it to a file first: it is read twice"
         )
-    table = Table(path, kind, tolerant=True)
-    return Source(label, path, table, table.columns())
+    if path.lower().endswith(".tar"):
+        return Source(label, path, "tar", access=access, ignored=place.ignored)
+    kind = table_format(path)
+    if kind is None:
+        raise CorpusError(f"source {path} is of no known type", _remedy(path))
+    table = Table(path, kind, tolerant=True, access=access)
+    return Source(label, path, "table", table, table.columns(), access, ignored=place.ignored)
 
 
-def _label_and_path(text: str) -> tuple[str, Path]:
-    alias, _, rest = text.partition("=")
-    if alias and rest and "/" not in alias and not os.path.exists(text):
-        return alias, Path(rest).expanduser()
-    path = Path(text).expanduser()
-    return path.resolve().name or str(path), path
+def _remedy(path: str) -> str:
+    if path.lower().endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")):
+        return "Members of a tar are read by offset: unpack it to a plain .tar"
+    return (
+        "Sources are folders of images, .tar files, and .jsonl, .csv, .tsv, .txt (also .gz, .zst, .bz2, .xz), "
+        ".parquet or .arrow tables"
+    )
 
 
-def check_labels(sources: tuple[Source, ...]) -> None:
+def check_labels(sources: Sequence[Place]) -> None:
     """Raise a UsageError if two sources have one name."""
     twice = [label for label, count in Counter(source.label for source in sources).items() if count > 1]
     if twice:
-        paths = " and ".join(str(source.path) for source in sources if source.label == twice[0])
+        paths = " and ".join(source.path for source in sources if source.label == twice[0])
         raise UsageError(f"two sources are called {twice[0]!r}: {paths}", f"Name them, e.g. other={sources[-1].path}")

@@ -1,30 +1,27 @@
-"""Tables as sources: .jsonl, .csv, .tsv, .txt (also .gz) and .parquet, read row by row in pieces."""
+"""Tables as sources: .jsonl, .csv, .tsv, .txt (also compressed), .parquet and .arrow, read row by row in pieces."""
 
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import json
+import lzma
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from embedx.core.errors import CorpusError
-from embedx.core.specs import SHARD_MAX_BYTES
+from embedx.core.specs import NO_ACCESS, SHARD_MAX_BYTES, Access
+from embedx.corpora.columnar import PIECE_BYTES, PIECE_ROWS, ColumnarFile
+from embedx.corpora.compression import UNPACKERS, open_unpacked
+from embedx.corpora.storage import shared_storage
 from embedx.corpora.values import printable, unicode_problem
-
-PIECE_ROWS = 8_192
-
-PIECE_BYTES = 2**26
-"""A piece ends when its rows have about this many characters: a row may hold a whole book."""
 
 MAX_LINE_CHARACTERS = SHARD_MAX_BYTES
 """Longer lines are refused before they fill the memory, as a small .gz could: no shard could hold such a text."""
@@ -36,7 +33,11 @@ FORMATS = {
     ".tsv": "tsv",
     ".txt": "txt",
     ".parquet": "parquet",
+    ".arrow": "arrow",
 }
+
+COLUMNAR = ("parquet", "arrow")
+"""Formats whose columns have types."""
 
 csv.field_size_limit(MAX_LINE_CHARACTERS)
 
@@ -67,28 +68,30 @@ class Table:
     """One table file.
 
     Attributes:
-        path: the file.
-        format: jsonl, csv, tsv, txt or parquet.
+        path: the file, or its URL.
+        format: jsonl, csv, tsv, txt, parquet or arrow.
         tolerant: give values that are not UTF-8 with their bytes as lone surrogates (`surrogateescape`), for the
             caller to judge item by item; else the first one is an error.
         blank_lines: lines without content met in the latest iteration.
+        access: how a remote file is reached.
     """
 
-    path: Path
+    path: Path | str
     format: str
     tolerant: bool = False
     blank_lines: int = 0
+    access: Access = NO_ACCESS
 
     def columns(self) -> dict[str, str]:
-        """Return column -> type (`string`, `long`, `double`, `boolean` or `other`), from the file's beginning.
+        """Return column -> type (see `columnar.column_type`), from the file's beginning.
 
         Raises:
             CorpusError: the file is empty or broken.
         """
-        if self.format == "parquet":
-            schema = self._parquet().schema_arrow
-            self._check_names(schema.names)
-            return {field.name: _parquet_type(field.type) for field in schema}
+        if self.format in COLUMNAR:
+            file = self.open_columnar()
+            self._check_names(file.schema.names)
+            return file.columns()
         if self.format == "txt":
             return {"text": "string"}
         first = next(self.iterate_pieces(), None)
@@ -129,15 +132,16 @@ class Table:
             "txt": self._iterate_txt,
         }
         with _naming(self.path):
-            if self.format == "parquet":
-                yield from self._iterate_parquet(columns)
+            if self.format in COLUMNAR:
+                yield from self._iterate_columnar(columns)
             else:
                 yield from _cut_pieces(readers[self.format]())
 
     def _lines(self, newline: str) -> Iterator[tuple[int, str]]:
         """Yield (number, line with its end), with bytes that are not UTF-8 as lone surrogates if tolerant."""
         with (
-            _open_binary(self.path) as raw,
+            shared_storage(self.access).open(str(self.path)) as packed,
+            open_unpacked(packed, str(self.path)) as raw,
             io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline=newline) as file,
         ):
             for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_CHARACTERS), ""), 1):
@@ -212,35 +216,28 @@ class Table:
         except csv.Error as error:
             raise CorpusError(f"{self.path}:{line} is not valid CSV ({error})", "Mend the line") from None
 
-    def _parquet(self) -> pq.ParquetFile:
-        with _naming(self.path):
-            return pq.ParquetFile(self.path)
+    def open_columnar(self) -> ColumnarFile:
+        """Open a Parquet or Arrow file.
 
-    def _iterate_parquet(self, columns: Sequence[str] | None) -> Iterator[Piece]:
+        Raises:
+            CorpusError: it is broken.
+        """
+        with _naming(self.path):
+            return ColumnarFile(str(self.path), self.format, self.access)
+
+    def _iterate_columnar(self, columns: Sequence[str] | None) -> Iterator[Piece]:
         start = 0
-        file = self._parquet()
-        wanted = None if columns is None else [name for name in file.schema_arrow.names if name in columns]
-        for batch in file.iter_batches(_batch_rows(file.metadata), columns=wanted):
-            rows = self._batch_rows(batch)
+        for rows in self.open_columnar().iterate_rows(columns, self.tolerant):
             yield Piece(start, rows, list(range(start, start + len(rows))))
             start += len(rows)
 
-    def _batch_rows(self, batch: pa.RecordBatch) -> list[dict[str, Any]]:
-        try:
-            return batch.to_pylist()
-        except UnicodeDecodeError:  # Parquet does not check that strings are UTF-8
-            if not self.tolerant:
-                raise
-            columns = [_tolerant_values(column) for column in batch.columns]
-            return [dict(zip(batch.schema.names, values)) for values in zip(*columns)]
 
-
-def table_format(path: Path) -> str | None:
-    """Return the format of a table by its name, `.gz` aside; None for other files."""
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] == ".gz":
+def table_format(path: Path | str) -> str | None:
+    """Return the format of a table by its name, that of a compression aside; None for other files."""
+    suffixes = [suffix.lower() for suffix in PurePosixPath(path).suffixes]
+    if suffixes and suffixes[-1] in UNPACKERS:
         suffixes.pop()
-        if suffixes and suffixes[-1] == ".parquet":
+        if suffixes and FORMATS.get(suffixes[-1]) in COLUMNAR:
             return None
     return FORMATS.get(suffixes[-1]) if suffixes else None
 
@@ -260,21 +257,6 @@ def _cut_pieces(numbered: Iterator[_NumberedRow]) -> Iterator[Piece]:
         yield Piece(start, rows, lines)
 
 
-def _batch_rows(metadata: pq.FileMetaData) -> int:
-    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    heaviest = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)
-    return max(1, min(PIECE_ROWS, PIECE_BYTES // max(1, heaviest)))
-
-
-def _tolerant_values(column: pa.Array) -> list[Any]:
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if _parquet_type(column.type) != "string":
-        return column.to_pylist()
-    values = column.cast(pa.large_binary()).to_pylist()
-    return [value if value is None else value.decode("utf-8", "surrogateescape") for value in values]
-
-
 def _describe(value: Any) -> str:
     kinds: dict[type, str] = {
         list: "a list",
@@ -286,31 +268,14 @@ def _describe(value: Any) -> str:
     return "null" if value is None else kinds.get(type(value), type(value).__name__)
 
 
-def _open_binary(path: Path) -> BinaryIO:
-    return gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")  # type: ignore[return-value]
-
-
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def _naming(path: Path | str) -> Iterator[None]:
     try:
         yield
     except CorpusError:
         raise
-    except (OSError, EOFError, ValueError, OverflowError, zlib.error, pa.ArrowException) as error:
+    except (OSError, EOFError, ValueError, OverflowError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
         raise CorpusError(
             f"{path} cannot be read ({reason})", "Check the file, or remove it from the sources"
         ) from error
-
-
-def _parquet_type(kind: pa.DataType) -> str:
-    types = pa.types
-    if types.is_dictionary(kind):
-        kind = kind.value_type
-    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
-        return "string"
-    if types.is_integer(kind) and kind != pa.uint64():
-        return "long"
-    if types.is_floating(kind):
-        return "double"
-    return "boolean" if types.is_boolean(kind) else "other"

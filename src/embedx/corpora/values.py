@@ -7,17 +7,31 @@ import math
 import unicodedata
 from typing import Any
 
+from embedx.core.errors import CorpusError
+
 MAX_TEXT_CHARACTERS = 2**26
 """Longer texts are refused: a tokenizer took 15.7 GB of memory for one of 200 million characters."""
 
+MAX_CELL_BYTES = 2**28
+"""Longer values of typed tables are not made Python objects, which copies them several times: 64 M characters of four
+bytes, or an image file of a size that no camera writes."""
+
 _INVISIBLE = ("Cc", "Cf", "Zl", "Zp", "Zs")
 """Unicode categories without ink: controls (NUL among them), format characters, separators."""
+
+
+class Oversized(int):
+    """Stands for a value of so many bytes, which was not read."""
 
 
 def text_of(value: Any) -> str | None:
     """Return a carried value as a string: strings as they are, everything else as JSON; None stays None."""
     if value is None or isinstance(value, str):
         return value
+    if isinstance(value, Oversized):
+        raise CorpusError(
+            f"a value of {value:,} bytes cannot be carried", "Leave the column out of --columns, or the row out"
+        )
     if isinstance(value, (bool, int, float, list, dict)):
         return json.dumps(value, ensure_ascii=False, default=str)
     return str(value)
@@ -27,6 +41,8 @@ def text_problem(name: str, value: Any) -> str | None:
     """Return why the value of a column is no text to embed, or None if it is one."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return f"column {name!r} is null"
+    if isinstance(value, Oversized):
+        return f"column {name!r} holds {value:,} bytes; more than {MAX_CELL_BYTES:,} are refused unread"
     if not isinstance(value, str):
         return f"column {name!r} holds {type(value).__name__}, not text"
     if len(value) > MAX_TEXT_CHARACTERS:

@@ -46,10 +46,10 @@ def extract(spec: ExtractSpec, resources: Resources | None = None, progress: Pro
     Raises:
         EmbedxError: see `core.errors`; nothing is half-published.
     """
-    open_all(spec)  # What is wrong is said before anything is written.
+    _, _, understood = open_all(spec)  # What is wrong is said before anything is written.
     with runs.writing(spec.out) as store, draining_on_signals() as interrupts:
         # Again, under the lock: another run may have created or changed the store meanwhile.
-        store_card, card, corpus = open_all(spec)
+        store_card, card, corpus = open_all(spec, understood.sources)
         snapshot, history = delta.open_snapshot(spec.out), runs.read_history(store)
         layout = store.run(runs.new_run_name(store, snapshot.sequence))
         try:

@@ -81,7 +81,7 @@ def report_plan(plan: Plan, corpus: Corpus, card: EncoderCard) -> Report:
         },
         "rewritten_files": len(plan.new_rewrites),
         "vector_bytes": plan.to_embed * card.dim * 4,
-        "sources": [{"label": source.label, "path": str(source.path)} for source in corpus.sources],
+        "sources": corpus.describe_sources(),
         "positional_ids": list(corpus.positional),
         "columns": [column.name for column in corpus.columns.carried],
         "encoder": {"ref": card.ref, "fingerprint": card.fingerprint, "dim": card.dim},

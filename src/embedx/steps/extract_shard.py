@@ -16,8 +16,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from embedx.core.contracts import Broken, ItemFailure
+from embedx.core.specs import NO_ACCESS, Access
 from embedx.core.threads import cpu_quota
-from embedx.corpora.content import read_image
+from embedx.corpora.content import ImageReader
 from embedx.inference.pipeline import Clock, Embedded
 from embedx.inference.runtimes import machine_has_bf16
 from embedx.steps.encoding import Session, shared_session
@@ -44,6 +45,7 @@ class ShardJob:
         runtime: auto, openvino or torch.
         device: auto, cpu or cuda.
         threads: cores of a worker; 0 is the worker's own quota.
+        access: how images outside this machine are reached.
     """
 
     root: str
@@ -58,6 +60,7 @@ class ShardJob:
     runtime: str
     device: str
     threads: int
+    access: Access = NO_ACCESS
 
     @property
     def layout(self) -> RunLayout:
@@ -182,8 +185,10 @@ def embed_rows(job: ShardJob, session: Session, rows: pa.RecordBatch, clock: Clo
         return _embed_texts(session, rows, clock)
     digests = [""] * rows.num_rows
     sizes = [0] * rows.num_rows
-    locators = rows.column("locator").to_pylist()
     problems = rows.column("problem").to_pylist()
+    # What has a problem is not read, and not read ahead either.
+    locators = ["" if problem else name for name, problem in zip(rows.column("locator").to_pylist(), problems)]
+    reader = ImageReader(locators, rows.column("identity").to_pylist(), job.access)
 
     def fetch(start: int, stop: int) -> list[Any]:
         items = []
@@ -191,12 +196,13 @@ def embed_rows(job: ShardJob, session: Session, rows: pa.RecordBatch, clock: Clo
             if problems[position] is not None:
                 items.append(Broken("read", "Unreadable", problems[position], True))
                 continue
-            content = read_image(locators[position])
+            content = reader.read(position)
             digests[position], sizes[position] = content.digest, content.size_bytes
             items.append(content.item)
         return items
 
-    return session.embed(rows.num_rows, fetch, clock), digests, sum(sizes)
+    with reader:
+        return session.embed(rows.num_rows, fetch, clock), digests, sum(sizes)
 
 
 def _embed_texts(session: Session, rows: pa.RecordBatch, clock: Clock) -> tuple[Embedded, list[str], int]:

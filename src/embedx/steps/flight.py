@@ -58,6 +58,7 @@ def make_job(run: Run, cluster: Cluster) -> ShardJob:
         runtime=run.resources.runtime,
         device=run.resources.device,
         threads=cluster.threads_per_worker,
+        access=run.spec.corpus.access,
     )
 
 

@@ -8,20 +8,29 @@ from embedx.core.contracts import EncoderCard
 from embedx.core.errors import FingerprintMismatchError, UsageError
 from embedx.core.specs import EncoderSpec, ExtractSpec
 from embedx.corpora.listing import Corpus, open_corpus
+from embedx.corpora.sources import Source
 from embedx.encoders.registry import open_encoder
 from embedx.store import runs
 from embedx.store.layout import StoreLayout
 from embedx.store.reader import StoreCard, read_store_card
 
 
-def open_all(spec: ExtractSpec) -> tuple[StoreCard | None, EncoderCard, Corpus]:
-    """Open what can be wrong before anything is written: store, encoder, corpus."""
+def open_all(
+    spec: ExtractSpec, sources: tuple[Source, ...] | None = None
+) -> tuple[StoreCard | None, EncoderCard, Corpus]:
+    """Open what can be wrong before anything is written: store, encoder, corpus.
+
+    Args:
+        spec: what to compute.
+        sources: of this very spec, where they have been opened already: opening them again would list them twice.
+    """
     runs.check_out(spec.out)
     store_card = _known_card(spec.out)
     card = open_encoder(spec.encoder).card
     if store_card is not None:
         _check_store(spec, store_card, card)
-    corpus = open_corpus(spec.corpus, store_card.columns if store_card else None)
+    frozen = store_card.columns if store_card else None
+    corpus = open_corpus(spec.corpus, frozen, card.modality, sources)
     if corpus.kind != card.modality:
         raise UsageError(
             f"{card.ref} embeds {card.modality}s, but {corpus.sources[0].path} holds {corpus.kind}s",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,9 +14,9 @@ import pyarrow.compute as pc
 from embedx.core.contracts import EncoderCard
 from embedx.core.errors import CorpusError, UsageError
 from embedx.core.reports import Progress, ProgressHook
-from embedx.core.shards import ShardCutter, iterate_groups
-from embedx.core.specs import ExtractSpec, shard_items_override
-from embedx.corpora.content import digest_file
+from embedx.core.shards import SHARD_FLOPS, ShardCutter, iterate_groups
+from embedx.core.specs import Access, ExtractSpec, shard_items_override
+from embedx.corpora.content import digest_images
 from embedx.corpora.listing import Corpus
 from embedx.store.adoption import FinishedShard
 from embedx.store.database import open_database
@@ -38,6 +37,9 @@ from embedx.store.shards import FAILURE_SCHEMA, Receipt, is_whole_arrow, read_ar
 
 BYTES_PER_TOKEN = 4
 """Of English text: a static estimate for cutting shards, never for batches."""
+
+WEB_SHARD_ITEMS = 500
+"""The most images of a shard that are fetched from web servers: even slow ones are done before the watchdog barks."""
 
 
 @dataclass
@@ -166,7 +168,7 @@ def _compare(planning: Planning, diff: Diff, plan: Plan) -> None:
         if len(first.sources) > 1:
             raise CorpusError(
                 f"id {first.item_id!r} is listed {first.count} times, in {' and '.join(first.sources)}",
-                "Make ids unique across sources: name an --id-column, or extract the sources to two stores",
+                "Make ids unique across sources: --id-prefix source, another --id-column, or two stores",
             )
         others = "".join(f", {duplicate.item_id!r}" for duplicate in duplicates[1:])
         raise CorpusError(
@@ -182,7 +184,7 @@ def _compare(planning: Planning, diff: Diff, plan: Plan) -> None:
     )
     plan.duplicates = plan.listed - sum(diff.counts().values())
     if by_file and planning.snapshot.files:
-        _acquit_touched(diff, plan.layout.file("suspects.arrow"))
+        _acquit_touched(diff, plan.layout.file("suspects.arrow"), corpus.spec.access)
     _refuse_replacement(diff, corpus)
     gone = [source.label for source in corpus.sources] if spec.mirror else []
     known = latest_failures(planning.store, planning.history)
@@ -202,16 +204,15 @@ def _refuse_replacement(diff: Diff, corpus: Corpus) -> None:
         )
 
 
-def _acquit_touched(diff: Diff, suspects: Path) -> None:
+def _acquit_touched(diff: Diff, suspects: Path, access: Access) -> None:
     """Read the files whose size or time changed, and call those unchanged whose digest is the store's."""
     same = [np.empty(0, dtype=np.int64)]
     try:
         diff.write_suspects(suspects)
-        with ThreadPoolExecutor(8) as pool:
-            for batch in iterate_batches(suspects):
-                digests = pool.map(digest_file, batch.column("locator").to_pylist())
-                is_same = [today == then for today, then in zip(digests, batch.column("old_digest").to_pylist())]
-                same.append(batch.column("row").to_numpy()[np.array(is_same, dtype=bool)])
+        for batch in iterate_batches(suspects):
+            digests = digest_images(batch.column("locator").to_pylist(), access)
+            is_same = [today == then for today, then in zip(digests, batch.column("old_digest").to_pylist())]
+            same.append(batch.column("row").to_numpy()[np.array(is_same, dtype=bool)])
     finally:
         suspects.unlink(missing_ok=True)
     rows = np.concatenate(same)
@@ -281,6 +282,9 @@ def _cut(planning: Planning, diff: Diff, listing: Path, plan: Plan) -> None:
             if card.modality == "text":
                 tokens = np.maximum(sizes / BYTES_PER_TOKEN, 2)
                 work *= np.minimum(tokens, max_tokens) if max_tokens else tokens
+            else:
+                from_web = pc.match_substring_regex(batch.column("locator"), "^https?://").to_numpy(False)
+                work[from_web] = np.maximum(work[from_web], SHARD_FLOPS / WEB_SHARD_ITEMS)
             for shard, start, stop in iterate_groups(cutter.assign(work, sizes)):
                 writer.add(shard, batch.slice(start, stop - start))
     plan.shard_rows = [rows for _, rows in writer.groups]

@@ -1,0 +1,126 @@
+"""How long does it take to list and plan many sources?
+
+    python benchmarks/listing.py [--tars 1000] [--members 100] [--parquets 100] [--rows 10000]
+
+`embedx extract --dry-run` on WebDataset tars of small images, and on Parquet files of image bytes and of texts, each from
+listing to plan. Beside it, in the same run: what Python's tarfile needs to name the same members one tar after the other,
+and what pyarrow needs to read the same ids. The driver's memory is its peak of anonymous pages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from harness import write_results
+from planning import CHILD, run_child, run_measured
+
+IMAGE_BYTES = 4_000
+
+
+def main() -> None:
+    """Write the corpora, measure them."""
+    if CHILD in sys.argv:
+        run_child(sys.argv[sys.argv.index(CHILD) + 1 :])
+        return
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tars", type=int, default=1_000)
+    parser.add_argument("--members", type=int, default=100)
+    parser.add_argument("--parquets", type=int, default=100)
+    parser.add_argument("--rows", type=int, default=10_000)
+    parser.add_argument("--folder", type=Path, help="where to work; default: a temporary folder")
+    arguments = parser.parse_args()
+    lines = [
+        "| sources | items | embedx, seconds | driver peak, MB | peer, seconds | peer |",
+        "|---|---|---|---|---|---|",
+    ]
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        home = Path(folder)
+        shards = write_tars(home / "tars", arguments.tars, arguments.members)
+        images = write_parquets(home / "images", arguments.parquets, arguments.rows, pa.binary())
+        texts = write_parquets(home / "texts", arguments.parquets, arguments.rows, pa.string())
+        cases: list[tuple[str, Path, str, int, Callable[[], None], str]] = [
+            ("tars", shards, "pixels:8", arguments.tars * arguments.members, lambda: name_members(shards), "tarfile"),
+            (
+                "Parquet files of images",
+                images,
+                "pixels:8",
+                arguments.parquets * arguments.rows,
+                lambda: read_column(images, "id"),
+                "pyarrow, ids alone",
+            ),
+            (
+                "Parquet files of texts",
+                texts,
+                "stub:4",
+                arguments.parquets * arguments.rows,
+                lambda: read_column(texts, "text"),
+                "pyarrow, texts alone",
+            ),
+        ]
+        for name, path, encoder, items, peer, peer_name in cases:
+            ours = run_measured([str(path), "--encoder", encoder, "--out", str(home / "store"), "--dry-run"])
+            assert ours["report"]["items"]["planned"] == items, ours["report"]["items"]
+            started = time.perf_counter()
+            peer()
+            theirs = time.perf_counter() - started
+            count = len(list(path.iterdir()))
+            lines.append(
+                f"| {count:,} {name} | {items:,} | {ours['seconds']:.1f} | {ours['peak_mb']:.0f} | {theirs:.1f} | {peer_name} |"
+            )
+            print(lines[-1], file=sys.stderr, flush=True)
+    write_results("listing", "Listing and planning many sources", lines, {"what": "--dry-run, a process of its own"})
+
+
+def write_tars(folder: Path, count: int, members: int) -> Path:
+    """Write tars of images with a caption each."""
+    folder.mkdir()
+    noise = np.random.default_rng(0).bytes(IMAGE_BYTES)
+    for number in range(count):
+        with tarfile.open(folder / f"{number:05d}.tar", "w") as tar:
+            for place in range(members):
+                for suffix, data in ((".jpg", noise), (".txt", b"a caption")):
+                    member = tarfile.TarInfo(f"{number:05d}{place:05d}{suffix}")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+    return folder
+
+
+def write_parquets(folder: Path, count: int, rows: int, kind: pa.DataType) -> Path:
+    """Write Parquet files of ids and images (or texts)."""
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for number in range(count):
+        ids = [f"{number:05d}-{row:08d}" for row in range(rows)]
+        if kind == pa.binary():
+            content = {"image": pa.array([generator.bytes(IMAGE_BYTES // 8)] * rows, kind)}
+        else:
+            content = {"text": pa.array([f"document {row} of file {number}" for row in range(rows)])}
+        pq.write_table(pa.table({"id": ids, **content}), folder / f"{number:05d}.parquet")
+    return folder
+
+
+def name_members(folder: Path) -> None:
+    """List the members of all tars with the standard library."""
+    for path in sorted(folder.iterdir()):
+        with tarfile.open(path) as tar:
+            tar.getnames()
+
+
+def read_column(folder: Path, name: str) -> None:
+    """Read one column of all files to Python."""
+    for path in sorted(folder.iterdir()):
+        pq.read_table(path, columns=[name]).to_pylist()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,207 @@
+"""Columnar files, Parquet and Arrow: their columns, batches of their rows, and which of them hold images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from embedx.core.errors import CorpusError
+from embedx.core.specs import Access
+from embedx.corpora import values
+from embedx.corpora.locators import is_remote
+from embedx.corpora.storage import shared_storage
+
+PIECE_ROWS = 8_192
+
+PIECE_BYTES = 2**26
+"""A piece ends when its rows have about this many characters: a row may hold a whole book."""
+
+BUFFER_BYTES = 2**20
+"""Read of a column at a time; without it Arrow reads a whole column of a row group at once, however large."""
+
+
+class ColumnarFile:
+    """An open Parquet or Arrow file.
+
+    Args:
+        place: its path or URL.
+        kind: parquet or arrow.
+        access: of remote files.
+
+    Raises:
+        CorpusError: an Arrow file that is remote.
+    """
+
+    def __init__(self, place: str, kind: str, access: Access) -> None:
+        self.place = place
+        self.kind = kind
+        if kind == "parquet":
+            source = shared_storage(access).open(place) if is_remote(place) else place
+            self.parquet = pq.ParquetFile(source, buffer_size=BUFFER_BYTES)
+            self.schema: pa.Schema = self.parquet.schema_arrow
+            counts = [self.parquet.metadata.row_group(n).num_rows for n in range(self.parquet.num_row_groups)]
+        else:
+            if is_remote(place):
+                raise CorpusError(f"{place} is a remote Arrow file", "Copy it to this machine, or give Parquet files")
+            # Mapped: only what is touched is read. Lengths are checked here, contents where they are used.
+            self.batches = _map_batches(place)
+            self.schema = self.batches[0].schema if self.batches else pa.schema([])
+            counts = [batch.num_rows for batch in self.batches]
+        self.group_rows = counts
+        self.class_names = _class_names(self.schema)
+
+    def columns(self) -> dict[str, str]:
+        """Return column -> type: `string`, `long`, `double`, `boolean`, `binary`, `image` or `other`.
+
+        An image is a struct of bytes and a path, as Hugging Face datasets have it; its path is a column of its own,
+        `image.path`.
+        """
+        kinds: dict[str, str] = {}
+        for field in self.schema:
+            kinds[field.name] = "string" if field.name in self.class_names else column_type(field.type)
+            if kinds[field.name] == "image":
+                kinds[f"{field.name}.path"] = "string"
+        return kinds
+
+    def iterate_rows(self, columns: Sequence[str] | None, tolerant: bool) -> Iterator[list[dict[str, Any]]]:
+        """Yield all rows in pieces, with some columns only; `image.path` comes as a column of this name."""
+        names = [name for name in self.columns() if columns is None or name in columns]
+        if columns is None:
+            names = [name for name in names if name in self.schema.names]
+        if names:
+            for batch in self._iterate_batches(names):
+                yield batch_rows(batch, tolerant)
+            return
+        for count in self.group_rows:
+            for start in range(0, count, PIECE_ROWS):
+                yield [{} for _ in range(min(PIECE_ROWS, count - start))]
+
+    def _iterate_batches(self, names: list[str]) -> Iterator[pa.RecordBatch]:
+        if self.kind == "parquet":
+            batches = self.parquet.iter_batches(_batch_rows(self.parquet.metadata), columns=names)
+        else:
+            batches = (
+                batch.slice(start, PIECE_ROWS)
+                for batch in self.batches
+                for start in range(0, batch.num_rows, PIECE_ROWS)
+            )
+        for batch in batches:
+            arrays = [self._column(batch, name) for name in names]
+            yield pa.RecordBatch.from_arrays(arrays, names=names)
+
+    def _column(self, batch: pa.RecordBatch, name: str) -> pa.Array:
+        if name in batch.schema.names:
+            array = batch.column(name)
+        else:
+            parent, _, child = name.rpartition(".")
+            array = pc.struct_field(batch.column(parent), child)
+        if self.kind == "arrow":
+            array.validate(full=True)  # offsets that lie would read foreign memory
+        labels = self.class_names.get(name)
+        return array if labels is None else _named(array, labels)
+
+    def has_only_paths(self, column: str) -> bool:
+        """Whether an image column holds no bytes at all, but paths of files beside it."""
+        if self.kind == "arrow":
+            return all(
+                pc.struct_field(batch.column(column), "bytes").null_count == batch.num_rows for batch in self.batches
+            )
+        metadata = self.parquet.metadata
+        place = next((n for n in range(metadata.num_columns) if _leaf(metadata, n) == f"{column}.bytes"), None)
+        if place is None:
+            return False
+        for group in range(metadata.num_row_groups):
+            chunk = metadata.row_group(group).column(place)
+            if not chunk.is_stats_set or chunk.statistics.null_count != chunk.num_values:
+                return False
+        return metadata.num_rows > 0
+
+
+def column_type(kind: pa.DataType) -> str:
+    """Return what a column of an Arrow type is to a corpus."""
+    types = pa.types
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
+        return "string"
+    if types.is_integer(kind) and kind != pa.uint64():
+        return "long"
+    if types.is_floating(kind):
+        return "double"
+    if types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind):
+        return "binary"
+    if types.is_struct(kind) and {"bytes", "path"} <= {kind.field(n).name for n in range(kind.num_fields)}:
+        is_image = column_type(kind.field("bytes").type) == "binary"
+        return "image" if is_image and column_type(kind.field("path").type) == "string" else "other"
+    return "boolean" if types.is_boolean(kind) else "other"
+
+
+def batch_rows(batch: pa.RecordBatch, tolerant: bool) -> list[dict[str, Any]]:
+    """Return a batch as dicts; of values that are not UTF-8 the bytes as lone surrogates, if tolerant."""
+    columns = [_values(column, tolerant) for column in batch.columns]
+    return [dict(zip(batch.schema.names, row)) for row in zip(*columns)]
+
+
+def _values(column: pa.Array, tolerant: bool) -> list[Any]:
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if column_type(column.type) in ("string", "binary") and not pa.types.is_string_view(column.type):
+        sizes = pc.binary_length(column)
+        if (pc.max(sizes).as_py() or 0) > values.MAX_CELL_BYTES:
+            one_by_one = (_values(column.slice(row, 1), tolerant) for row in range(len(column)) if len(column) > 1)
+            return [value for found in one_by_one for value in found] or [values.Oversized(sizes[0].as_py())]
+    try:
+        return list(column.to_pylist())
+    except UnicodeDecodeError:  # Parquet does not check that strings are UTF-8
+        if not tolerant or column_type(column.type) != "string":
+            raise
+        raw = column.cast(pa.large_binary()).to_pylist()
+        return [value if value is None else value.decode("utf-8", "surrogateescape") for value in raw]
+
+
+def _map_batches(place: str) -> list[pa.RecordBatch]:
+    source = pa.memory_map(place)
+    try:
+        reader = pa.ipc.open_file(source)
+    except pa.ArrowInvalid:  # Hugging Face's files are streams
+        source.seek(0)
+        return list(pa.ipc.open_stream(source))
+    return [reader.get_batch(number) for number in range(reader.num_record_batches)]
+
+
+def _batch_rows(metadata: pq.FileMetaData) -> int:
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    heaviest = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)
+    return max(1, min(PIECE_ROWS, PIECE_BYTES // max(1, heaviest)))
+
+
+def _leaf(metadata: pq.FileMetaData, place: int) -> str:
+    path: str = metadata.row_group(0).column(place).path_in_schema if metadata.num_row_groups else ""
+    return path
+
+
+def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
+    """Return column -> names of its classes, as Hugging Face datasets write them into their files."""
+    with suppress(ValueError, TypeError, KeyError, AttributeError):
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {
+            name: [str(label) for label in feature["names"]]
+            for name, feature in features.items()
+            if name in schema.names
+            and isinstance(feature, dict)
+            and feature.get("_type") == "ClassLabel"
+            and pa.types.is_integer(schema.field(name).type)
+        }
+    return {}
+
+
+def _named(array: pa.Array, labels: list[str]) -> pa.Array:
+    """Return the names of class numbers; -1, which says that there is no label, becomes null."""
+    known = pc.and_(pc.greater_equal(array, 0), pc.less(array, len(labels)))
+    return pa.array(labels, pa.string()).take(pc.if_else(known, array, None))

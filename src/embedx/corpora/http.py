@@ -1,0 +1,339 @@
+"""Fetching the URLs of a corpus: politely, within limits of size and time, from public addresses only.
+
+Every URL ends as bytes or as a ReadError with its cause. What may pass is tried again, a few times, later each time;
+a server that asks for a pause (`Retry-After`) gets one, for all its URLs. Redirects are followed by hand, for each
+leads to another machine.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import functools
+import os
+import random
+import socket
+import ssl
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from http.client import IncompleteRead
+from typing import Any
+from urllib.parse import quote, urljoin, urlsplit
+
+import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+
+from embedx.core.specs import Access
+from embedx.corpora.addresses import Resolver
+from embedx.corpora.decode import MAX_FILE_BYTES
+from embedx.corpora.locators import url_problem
+from embedx.corpora.storage import ReadError
+
+RETRIED = frozenset((408, 425, 429, 500, 502, 503, 504))
+
+REDIRECTS = frozenset((301, 302, 303, 307, 308))
+
+UNQUOTED = "/%:=&?~#+!$,;'@()*[]"
+"""What stands in a URL's path and query as it is; the rest, such as spaces, is quoted."""
+
+FAILED_IN_ROW = 10
+"""After so many URLs of a host that could not be had, the next ones get one short attempt each."""
+
+SHORT_S = 10.0
+
+ASKED_TO_WAIT = "AskedToWait"
+"""The error of a server that wants to be left alone for longer than a run waits."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What fetching one URL may cost.
+
+    Attributes:
+        bytes: of its body.
+        seconds: of one attempt, with all its redirects.
+        connect_s: to connect.
+        silence_s: without a byte.
+        attempts: at a URL.
+        backoff_s: before the second attempt; doubled before each further one.
+        pause_s: the longest pause that a server may ask for.
+        redirects: of one attempt.
+        per_host: connections to one host, of this process.
+    """
+
+    bytes: int = MAX_FILE_BYTES
+    seconds: float = 60.0
+    connect_s: float = 10.0
+    silence_s: float = 20.0
+    attempts: int = 4
+    backoff_s: float = 0.5
+    pause_s: float = 120.0
+    redirects: int = 5
+    per_host: int = 6
+
+
+@dataclass
+class _Host:
+    """What is known of a host: its slots, when it wants to be asked again, and how it did lately."""
+
+    slots: threading.Semaphore
+    not_before: float = 0.0
+    failed_in_row: int = 0
+
+
+@dataclass
+class _Attempt:
+    """One attempt: when it must be over, and the connection that it uses just now."""
+
+    deadline: float
+    sockets: list[Any] = field(default_factory=list)
+
+    @property
+    def left_s(self) -> float:
+        return self.deadline - time.monotonic()
+
+    def abort(self) -> None:
+        for sock in self.sockets:
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+
+_current = threading.local()
+
+
+class _Noted:
+    """A connection that tells the attempt which socket it uses, so that a server that drips cannot hold it."""
+
+    sock: Any
+
+    def request(self, *args: Any, **kwargs: Any) -> None:
+        if self.sock is None:
+            self.connect()  # type: ignore[attr-defined]
+        _current.attempt.sockets.append(self.sock)
+        super().request(*args, **kwargs)  # type: ignore[misc]
+
+
+class _Plain(_Noted, HTTPConnection):
+    pass
+
+
+class _Secure(_Noted, HTTPSConnection):
+    pass
+
+
+class _PlainPool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _Plain
+
+
+class _SecurePool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _Secure
+
+
+class Fetcher:
+    """Fetches URLs; shared by the threads of a process.
+
+    Args:
+        allow_private: connect to private networks, too.
+        limits: of each URL.
+    """
+
+    def __init__(self, allow_private: bool = False, limits: Limits | None = None) -> None:
+        self.limits = limits or Limits(seconds=float(os.environ.get("EMBEDX_FETCH_S") or Limits.seconds))
+        self._resolver = Resolver(allow_private)
+        self._hosts: dict[str, _Host] = defaultdict(lambda: _Host(threading.Semaphore(self.limits.per_host)))
+        self._pools: dict[tuple[str, str, int, str], urllib3.HTTPConnectionPool] = {}
+        self._lock = threading.Lock()
+
+    def fetch(self, url: str) -> bytes:
+        """Return what a URL holds.
+
+        Raises:
+            ReadError: why not, after the last attempt.
+        """
+        host = self._host(urlsplit(url).netloc)
+        is_down = host.failed_in_row >= FAILED_IN_ROW
+        attempts = 1 if is_down else self.limits.attempts
+        seconds = min(SHORT_S, self.limits.seconds) if is_down else self.limits.seconds
+        tried = 0
+        while True:
+            tried += 1
+            try:
+                with self._slot(host):
+                    data = self._attempt(url, seconds)
+            except ReadError as error:
+                if not error.retryable or error.error == ASKED_TO_WAIT:
+                    host.failed_in_row = 0  # it answers
+                    raise
+                if tried == attempts:
+                    host.failed_in_row += 1
+                    often = f", tried {tried} times" if tried > 1 else ""
+                    raise ReadError(f"{error}{often}", error.error, True) from None
+                time.sleep(self.limits.backoff_s * 2 ** (tried - 1) * random.uniform(0.75, 1.25))
+            else:
+                host.failed_in_row = 0
+                return data
+
+    def _host(self, netloc: str) -> _Host:
+        with self._lock:
+            return self._hosts[netloc]
+
+    @contextmanager
+    def _slot(self, host: _Host) -> Iterator[None]:
+        """Wait for one of the host's connections, and for the end of a pause it asked for."""
+        with host.slots:
+            while (wait := host.not_before - time.monotonic()) > 0:
+                time.sleep(wait)
+            yield
+
+    def _attempt(self, url: str, seconds: float) -> bytes:
+        attempt = _Attempt(time.monotonic() + seconds)
+        _current.attempt = attempt
+        watch = threading.Timer(seconds, attempt.abort)
+        watch.daemon = True
+        watch.start()
+        try:
+            return self._follow(url, attempt)
+        except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            if attempt.left_s <= 0:
+                raise ReadError(f"{url} was not done after {seconds:g} s", "TooSlow") from None
+            raise _explained(url, error) from None
+        finally:
+            watch.cancel()
+
+    def _follow(self, url: str, attempt: _Attempt) -> bytes:
+        first = url
+        for _ in range(self.limits.redirects + 1):
+            response = self._open(url, attempt)
+            if response.status not in REDIRECTS:
+                return self._body(first, response, attempt)
+            target = response.headers.get("Location", "")
+            response.close()
+            url = urljoin(url, target)
+            problem = url_problem(url) if target else "without a target"
+            if problem or not url.lower().startswith(("http://", "https://")):
+                raise ReadError(f"{first} redirects to {target[:200]!r}, which is not fetched", "BadRedirect", False)
+        raise ReadError(f"{first} redirects more than {self.limits.redirects} times", "TooManyRedirects", False)
+
+    def _open(self, url: str, attempt: _Attempt) -> urllib3.BaseHTTPResponse:
+        parts = urlsplit(url)
+        scheme, host = parts.scheme.lower(), parts.hostname or ""
+        port = parts.port or (443 if scheme == "https" else 80)
+        address = self._resolver.resolve(host, port)
+        target = quote((parts.path or "/") + (f"?{parts.query}" if parts.query else ""), safe=UNQUOTED)
+        name = host if host.isascii() else host.encode("idna").decode()
+        left = max(0.01, attempt.left_s)
+        timeout = urllib3.Timeout(connect=min(self.limits.connect_s, left), read=min(self.limits.silence_s, left))
+        shown = f"[{name}]" if ":" in name else name
+        headers = {
+            "Host": f"{shown}:{port}" if parts.port else shown,
+            "User-Agent": _agent(),
+            "Accept-Encoding": "identity",
+        }
+        return self._pool(scheme, name, port, address).urlopen(
+            "GET",
+            target,
+            headers=headers,
+            retries=False,
+            redirect=False,
+            timeout=timeout,
+            preload_content=False,
+            assert_same_host=False,
+        )
+
+    def _pool(self, scheme: str, host: str, port: int, address: str) -> urllib3.HTTPConnectionPool:
+        """Return the connections to an address under a name; the name is what the certificate must show."""
+        key = (scheme, host, port, address)
+        with self._lock:
+            if key not in self._pools:
+                size = self.limits.per_host
+                if scheme == "https":
+                    self._pools[key] = _SecurePool(
+                        address, port, maxsize=size, server_hostname=host, assert_hostname=host, ssl_context=_trust()
+                    )
+                else:
+                    self._pools[key] = _PlainPool(address, port, maxsize=size)
+            return self._pools[key]
+
+    def _body(self, url: str, response: urllib3.BaseHTTPResponse, attempt: _Attempt) -> bytes:
+        if response.status != 200:
+            response.close()
+            retried = response.status in RETRIED
+            if retried:
+                self._pause(url, response.headers.get("Retry-After"))
+            raise ReadError(f"{url}: HTTP {response.status} {response.reason or ''}".rstrip(), "HttpError", retried)
+        pieces: list[bytes] = []
+        received, said = 0, response.headers.get("Content-Length", "")
+        while received <= self.limits.bytes and not (said.isdigit() and int(said) > self.limits.bytes):
+            if attempt.left_s <= 0:
+                response.close()
+                raise TimeoutError
+            piece = response.read1(2**16)
+            if not piece:
+                return b"".join(pieces)
+            pieces.append(piece)
+            received += len(piece)
+        response.close()
+        raise ReadError(f"{url} has more than {self.limits.bytes:,} bytes, which are refused", "TooLarge", False)
+
+    def _pause(self, url: str, asked: str | None) -> None:
+        seconds = _retry_after(asked)
+        if seconds is None:
+            return
+        if seconds > self.limits.pause_s:
+            raise ReadError(f"{url}: the server asks to come back in {seconds:,.0f} s", ASKED_TO_WAIT)
+        host = self._host(urlsplit(url).netloc)
+        host.not_before = max(host.not_before, time.monotonic() + seconds)
+
+
+def _retry_after(text: str | None) -> float | None:
+    """Return the seconds that a `Retry-After` asks for: a number, or a date."""
+    if not text:
+        return None
+    if text.strip().isdigit():
+        return float(text)
+    with suppress(ValueError, TypeError):
+        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
+    return None
+
+
+def _explained(url: str, error: Exception) -> ReadError:
+    text = " ".join(str(error).split())
+    if any(isinstance(part, (urllib3.exceptions.IncompleteRead, IncompleteRead)) for part in (error, *error.args)):
+        return ReadError(f"{url}: its body is cut off", "CutOff")
+    if isinstance(error, urllib3.exceptions.NewConnectionError):
+        return ReadError(f"{url}: no connection ({text.rpartition(': ')[2][:160]})", "NoConnection")
+    if isinstance(error, urllib3.exceptions.ConnectTimeoutError):
+        return ReadError(f"{url}: no connection in time", "ConnectTimeout")
+    if isinstance(error, urllib3.exceptions.ReadTimeoutError):
+        return ReadError(f"{url}: the server went silent", "ReadTimeout")
+    if isinstance(error, (urllib3.exceptions.SSLError, ssl.SSLError)):
+        return ReadError(f"{url}: no trusted connection ({text[:200]})", "SSLError", False)
+    if isinstance(error, urllib3.exceptions.LocationValueError) or type(error) is ValueError:
+        return ReadError(f"{url}: {text[:200]}", "BadUrl", False)
+    return ReadError(f"{url}: {text[:200] or type(error).__name__}", type(error).__name__)
+
+
+@functools.cache
+def _trust() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    with suppress(ImportError):  # some systems keep no certificates where Python looks
+        import certifi
+
+        context.load_verify_locations(certifi.where())
+    return context
+
+
+@functools.cache
+def _agent() -> str:
+    from importlib.metadata import version
+
+    return f"embedx/{version('embedx')}"
+
+
+@functools.lru_cache(maxsize=8)
+def shared_fetcher(access: Access) -> Fetcher:
+    """Return this process's fetcher for an access."""
+    return Fetcher(access.allow_private_networks)

@@ -1,0 +1,226 @@
+"""Real servers for tests: a web server that misbehaves as told, and an S3 API."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from distributed import LocalCluster
+
+Behaviour = Callable[["Handler", int], None]
+"""Answers a request in some way; the number says how often the path was asked for before."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    files: dict[str, bytes]
+    behaviours: dict[str, Behaviour]
+    asked: Counter[str]
+    times: dict[str, list[float]]
+    at_a_time: list[int]
+
+    def do_GET(self) -> None:
+        number = self.asked[self.path]
+        self.asked[self.path] += 1
+        self.times[self.path].append(time.monotonic())
+        self.at_a_time.append(threading.active_count())
+        behaviour = self.behaviours.get(self.path)
+        try:
+            if behaviour is not None:
+                behaviour(self, number)
+            elif self.path in self.files:
+                self.give(self.files[self.path])
+            else:
+                self.give(b"gone", 404)
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+
+    def give(self, data: bytes, status: int = 200, **headers: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(data)
+
+    def whole(self) -> None:
+        self.give(self.files[self.path])
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class Web:
+    """A web server on this machine.
+
+    Attributes:
+        files: path -> what it holds.
+        behaviours: path -> how it answers instead.
+        asked: path -> how often.
+        times: path -> when, in monotonic seconds.
+    """
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.behaviours: dict[str, Behaviour] = {}
+        self.asked: Counter[str] = Counter()
+        self.times: dict[str, list[float]] = defaultdict(list)
+        self.url = ""
+
+
+@contextmanager
+def web_server() -> Iterator[Web]:
+    web = Web()
+    shared = {"files": web.files, "behaviours": web.behaviours, "asked": web.asked, "times": web.times, "at_a_time": []}
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Handler,), shared))
+    server.daemon_threads = True
+    web.url = f"http://127.0.0.1:{server.server_address[1]}"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield web
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+# -- ways to misbehave ---------------------------------------------------------------------------------------------
+
+
+def fails_at_first(times: int, status: int = 503, **headers: str) -> Behaviour:
+    def behave(handler: Handler, number: int) -> None:
+        if number < times:
+            handler.give(b"not now", status, **headers)
+        else:
+            handler.whole()
+
+    return behave
+
+
+def resets_at_first(times: int) -> Behaviour:
+    def behave(handler: Handler, number: int) -> None:
+        if number < times:
+            handler.close_connection = True
+            handler.connection.close()
+        else:
+            handler.whole()
+
+    return behave
+
+
+def cuts_off(times: int) -> Behaviour:
+    """Promises the whole body and sends half of it."""
+
+    def behave(handler: Handler, number: int) -> None:
+        if number >= times:
+            return handler.whole()
+        data = handler.files[handler.path]
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(data)))
+        handler.end_headers()
+        handler.wfile.write(data[: len(data) // 2])
+        handler.close_connection = True
+
+    return behave
+
+
+def drips(what: str) -> Behaviour:
+    """Sends a byte now and then, for ever: of its headers, or of its body."""
+
+    def behave(handler: Handler, number: int) -> None:
+        if what == "headers":
+            handler.wfile.write(b"HTTP/1.1 200 OK\r\n")
+        else:
+            handler.send_response(200)
+            handler.send_header("Content-Length", "100000")
+            handler.end_headers()
+        for _ in range(200):
+            handler.wfile.write(b"x")
+            handler.wfile.flush()
+            time.sleep(0.1)
+
+    return behave
+
+
+def redirects(target: str, status: int = 302) -> Behaviour:
+    return lambda handler, number: handler.give(b"", status, Location=target)
+
+
+def never_ends() -> Behaviour:
+    def behave(handler: Handler, number: int) -> None:
+        handler.send_response(200)
+        handler.send_header("Transfer-Encoding", "chunked")
+        handler.end_headers()
+        chunk = b"x" * 2**16
+        while True:
+            handler.wfile.write(f"{len(chunk):x}\r\n".encode() + chunk + b"\r\n")
+
+    return behave
+
+
+# -- S3 ------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def s3_server() -> Iterator[str]:
+    """An S3 API; yields its URL. Empty at first."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    try:
+        yield f"http://{host}:{port}"
+    finally:
+        server.stop()
+
+
+S3_FLAGS = {"key": "canary-key-93a1", "secret": "canary-secret-77f0"}
+
+
+def s3_options(url: str) -> list[str]:
+    values = {**S3_FLAGS, "endpoint_url": url}
+    return [part for name, value in values.items() for part in ("--storage-option", f"{name}={value}")]
+
+
+def fill_bucket(url: str, bucket: str, files: dict[str, bytes | Path]) -> None:
+    import boto3
+
+    client = boto3.client(
+        "s3",
+        endpoint_url=url,
+        aws_access_key_id=S3_FLAGS["key"],
+        aws_secret_access_key=S3_FLAGS["secret"],
+        region_name="us-east-1",
+    )
+    client.create_bucket(Bucket=bucket)
+    for name, data in files.items():
+        client.put_object(Bucket=bucket, Key=name, Body=data.read_bytes() if isinstance(data, Path) else data)
+
+
+# -- Dask ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def dask_cluster(env: dict[str, str]) -> Iterator[str]:
+    """A scheduler with one worker that stays warm between commands; yields its address.
+
+    Args:
+        env: of the worker process; the path of modules is passed on by this process's own.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in env.items():
+            patch.setenv(name, value)
+        for folder in reversed(env.get("PYTHONPATH", "").split(os.pathsep)):
+            patch.syspath_prepend(folder)
+        with LocalCluster(
+            n_workers=1, threads_per_worker=2, processes=True, dashboard_address=None, silence_logs=logging.CRITICAL
+        ) as cluster:
+            yield cluster.scheduler_address
