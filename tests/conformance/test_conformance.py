@@ -54,6 +54,7 @@ SHORT = (
     "transformers:bert",
     "transformers:dinov2",
     "transformers:gpt2",
+    "word2vec:fastText",
 )
 """Cases that `make test` runs; `make conformance` runs them all."""
 
@@ -185,7 +186,7 @@ def check_planted_transforms(encoder: ImageEncoder, items: list[Any], reference:
 
 def measure_bf16(case: Case, encoder: Encoder, items: list[Any], reference: np.ndarray) -> dict[str, Any] | None:
     """Measure what bf16 costs; judged with real weights only: random ones say nothing (DESIGN, fidelity gates)."""
-    if not machine_has_bf16("cpu"):
+    if encoder.card.direct or not machine_has_bf16("cpu"):
         return None
     with opened(encoder, "bf16") as fast:
         fidelity = measure_fidelity(embed(fast, items), reference)

@@ -180,6 +180,9 @@ def summary_lines(report: Report) -> Iterator[str]:
         )
         if encoder["runtime"]:
             yield f"ran on {encoder['runtime']}; bottleneck: {report['bottleneck']}"
+    if words := report.get("words"):
+        composed = f", {words['composed_share']:.1%} put together from parts" if words["composed_share"] else ""
+        yield f"{words['read']:,} words read, {words['unknown_share']:.1%} unknown to the encoder{composed}"
     if encoder["note"]:
         yield encoder["note"]
     if items["failed"] or items["failed_before"]:

@@ -22,6 +22,7 @@ FAMILIES = {
     "timm": "embedx.encoders.timm",
     "torchvision": "embedx.encoders.torchvision",
     "transformers": "embedx.encoders.transformers",
+    "word2vec": "embedx.encoders.word2vec",
 }
 """Family -> module with `open_encoder(spec) -> Encoder` and `list_encoders() -> [{ref, family, modality, dim}]`."""
 

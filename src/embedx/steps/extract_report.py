@@ -64,6 +64,9 @@ def report_extraction(
         report["padding_share"] = round(1 - counts["cost"] / counts["padded_cost"], 4)
     if corpus.kind == "text":
         report["truncated"] = counts.get("truncated", 0)
+    if words := counts.get("words"):
+        shares = {name: counts[f"{name}_words"] / words for name in ("unknown", "composed")}
+        report["words"] = {"read": words, **{f"{name}_share": round(share, 4) for name, share in shares.items()}}
     return report
 
 

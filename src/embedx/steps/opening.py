@@ -21,6 +21,8 @@ def open_all(spec: ExtractSpec) -> tuple[StoreCard | None, EncoderCard, Corpus]:
     card = open_encoder(spec.encoder).card
     if store_card is not None:
         _check_store(spec, store_card, card)
+    if card.direct and spec.precision == "bf16":
+        raise UsageError(f"{card.ref} computes in float32 by itself, not in bf16", "Leave out --precision")
     corpus = open_corpus(spec.corpus, store_card.columns if store_card else None)
     if corpus.kind != card.modality:
         raise UsageError(

@@ -13,7 +13,9 @@ import numpy as np
 
 from embedx.core.errors import EncoderError
 from embedx.core.paths import cached_json, remember_json
+from embedx.core.specs import EncoderSpec
 from embedx.core.threads import cpu_quota
+from embedx.encoders.registry import open_encoder
 from embedx.inference.gates import Fidelity, measure_fidelity, passes_gate
 from embedx.inference.pipeline import Clock
 from embedx.inference.runtimes import machine_has_bf16
@@ -47,6 +49,7 @@ class Preflight:
 
 LIBRARIES = (
     "embedx",
+    "gensim",
     "numpy",
     "open_clip_torch",
     "openvino",
@@ -123,6 +126,8 @@ def preflight(job: ShardJob, asked: str, use_sample: bool = True) -> Preflight:
 
     if asked == "fp32":
         return _flown(job, open_at("fp32"), "fp32", "as asked")
+    if open_encoder(EncoderSpec.from_dict(job.encoder)).card.direct:
+        return _flown(job, open_at("fp32"), "fp32", "it computes in float32 by itself")
     if not machine_has_bf16(job.device):
         if asked == "bf16":
             return _flown(job, open_at("fp32"), "bf16", "as asked; computed in fp32, this machine has no bf16")
