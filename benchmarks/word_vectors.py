@@ -20,8 +20,13 @@ from pathlib import Path
 import numpy as np
 from harness import write_results
 
+MEMORY = """
+import sys, time
+def own_memory():  # without the pages of files, which processes share
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("RssAnon"))
+"""
+
 CHILD = """
-import sys, time, psutil
 started = time.perf_counter()
 from embedx.core.specs import EncoderSpec
 from embedx.encoders.registry import open_encoder
@@ -33,12 +38,10 @@ texts = open(sys.argv[2]).read().splitlines()
 embedder = Embedder(encoder, open_runtime(encoder, Execution("fp32")).runtime, 1)
 started = time.perf_counter()
 result = embedder.embed(len(texts), lambda start, stop: texts[start:stop])
-memory = psutil.Process().memory_full_info()
-print(opened, len(texts) / (time.perf_counter() - started), memory.uss)
+print(opened, len(texts) / (time.perf_counter() - started), own_memory())
 """
 
 GENSIM = """
-import sys, time, psutil
 started = time.perf_counter()
 from gensim.models import KeyedVectors
 vectors = KeyedVectors.load_word2vec_format(sys.argv[1], binary=True)
@@ -47,7 +50,7 @@ texts = [text.split() for text in open(sys.argv[2]).read().splitlines()]
 started = time.perf_counter()
 for words in texts:
     vectors.get_mean_vector(words, pre_normalize=False)
-print(opened, len(texts) / (time.perf_counter() - started), psutil.Process().memory_full_info().uss)
+print(opened, len(texts) / (time.perf_counter() - started), own_memory())
 """
 
 
@@ -70,7 +73,7 @@ def write_texts(path: Path, words: int, count: int = 20_000, length: int = 20) -
 
 def run(code: str, folder: Path) -> tuple[float, float, float]:
     """Run a child process; returns seconds to open, texts per second, memory of its own in MB."""
-    command = [sys.executable, "-c", code, str(folder / "w.bin"), str(folder / "texts.txt")]
+    command = [sys.executable, "-c", MEMORY + code, str(folder / "w.bin"), str(folder / "texts.txt")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     opened, speed, memory = map(float, done.stdout.split())
     return opened, speed, memory / 1e6

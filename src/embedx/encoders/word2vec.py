@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,33 @@ def split_words(text: str) -> list[str]:
     return _WORD.findall(text)
 
 
+@dataclass(frozen=True)
+class _Found:
+    """The distinct words of some texts that have a vector.
+
+    Attributes:
+        places: word -> its place in the arrays.
+        rows: (k,) int64 rows of the table for each place, whose mean is the word's vector.
+        first: (m,) int64, the first of them.
+        sizes: (m,) int64, how many.
+        weights: (m,) float32.
+        composed: (m,) bool: the table lacks the word; its vector is put together from parts or sub-words.
+    """
+
+    places: dict[str, int]
+    rows: list[np.ndarray]
+    first: np.ndarray
+    sizes: np.ndarray
+    weights: np.ndarray
+    composed: np.ndarray
+
+    def gather(self, index: np.ndarray) -> np.ndarray:
+        """Return the rows of some places, one after the other."""
+        if self.sizes[index].max() == 1:
+            return self.first[index]
+        return np.concatenate([self.rows[place] for place in index.tolist()])
+
+
 class WordVectors:
     """An encoder of texts by a table of word vectors. Open it with `open_encoder`.
 
@@ -75,41 +102,46 @@ class WordVectors:
         found = self._look_up({word for words in texts.values() for word in words})
         entries, kept, sums = [], [], Counter(words=0, unknown_words=0, composed_words=0)
         for place, words in texts.items():
-            known = {word: count for word, count in words.items() if len(found[word])}
+            known = {found.places[word]: count for word, count in words.items() if word in found.places}
             sums["words"] += words.total()
             sums["unknown_words"] += words.total() - sum(known.values())
-            sums["composed_words"] += sum(count for word, count in known.items() if self._is_composed(found[word]))
-            if known:
-                entries.append(self._entry(known, found))
-                kept.append(place)
-            else:
+            if not known:
                 failures[place] = _no_vector(words)
+                continue
+            index, counts = np.array(list(known)), np.array(list(known.values()), dtype=np.float32)
+            sums["composed_words"] += int(counts[found.composed[index]].sum())
+            entries.append((found.gather(index), found.sizes[index], found.weights[index] * counts))
+            kept.append(place)
         return Prepared(entries, np.array(kept, dtype=np.int64), failures, counts=dict(sums))
 
-    def _entry(self, words: dict[str, int], found: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        rows = np.concatenate([found[word] for word in words])
-        row_counts = np.array([len(found[word]) for word in words])
-        weights = np.add.reduceat(self._weights[np.minimum(rows, self._table.words)], _starts(row_counts))
-        return rows, row_counts, weights / row_counts.astype(np.float32) * np.array(list(words.values()), np.float32)
-
-    def _is_composed(self, rows: np.ndarray) -> bool:
-        """Whether a word is not in the table, and its vector was put together from parts or sub-words."""
-        return len(rows) > 1 or int(rows[0]) >= self._table.words
-
-    def _look_up(self, words: set[str]) -> dict[str, np.ndarray]:
-        """Return word -> (k,) int64 rows whose mean is its vector; none for unknown words."""
+    def _look_up(self, words: set[str]) -> _Found:
+        """Find the rows of words: as they stand, in lower case, by parts; or by sub-words where the table has them."""
         ordered = sorted(words)
         rows = self._table.find(ordered)
         found = {word: np.array([row]) for word, row in zip(ordered, rows.tolist()) if row >= 0}
         unknown = [word for word in ordered if word not in found]
         if self._table.facts["ngrams"]:
-            return found | {word: self._subwords(word) for word in unknown}
+            return self._found(found, {word: self._subwords(word) for word in unknown})
         lower = self._table.find([word.lower() for word in unknown])
         found |= {word: np.array([row]) for word, row in zip(unknown, lower.tolist()) if row >= 0}
-        for word in unknown:
-            if word not in found:
-                found[word] = self._parts(word)
-        return found
+        return self._found(found, {word: self._parts(word) for word in unknown if word not in found})
+
+    def _found(self, simple: dict[str, np.ndarray], composed: dict[str, np.ndarray]) -> _Found:
+        composed = {word: rows for word, rows in composed.items() if len(rows)}
+        rows = [*simple.values(), *composed.values()]
+        if not rows:
+            return _Found({}, [], *(np.empty(0) for _ in range(4)))
+        sizes = np.array([len(row) for row in rows])
+        # The sub-words of a word weigh as one word outside the table, parts as the words they are: on average.
+        weights = np.add.reduceat(self._weights[np.minimum(np.concatenate(rows), self._table.words)], _starts(sizes))
+        return _Found(
+            {word: place for place, word in enumerate([*simple, *composed])},
+            rows,
+            np.array([row[0] for row in rows]),
+            sizes,
+            (weights / sizes).astype(np.float32),
+            np.arange(len(rows)) >= len(simple),
+        )
 
     def _parts(self, word: str) -> np.ndarray:
         parts = [part for part in _MARKS.split(word) if part]
