@@ -18,6 +18,7 @@ from embedx.core.specs import EncoderSpec
 FAMILIES = {
     "minilm": "embedx.encoders.minilm",
     "open_clip": "embedx.encoders.open_clip",
+    "remote": "embedx.encoders.remote",
     "sentence_transformers": "embedx.encoders.sentence_transformers",
     "timm": "embedx.encoders.timm",
     "torchvision": "embedx.encoders.torchvision",

@@ -8,6 +8,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -188,8 +189,15 @@ class Embedder:
             gathered.put(prepared.positions[batch] + start, self._checked(result, len(batch)))
 
         with clock.stage("wait_forward"):
-            for future in [self._forwarding.submit(run, batch) for batch in batches]:
-                future.result()
+            # In the caller's context: a remote encoder counts its requests with the meter of the task it works for.
+            futures = [self._forwarding.submit(copy_context().run, run, batch) for batch in batches]
+            try:
+                for future in futures:
+                    future.result()
+            except BaseException:
+                for future in futures:
+                    future.cancel()
+                raise
 
     def _checked(self, result: np.ndarray | Forwarded, count: int) -> Forwarded:
         """Return a batch's vectors, of length 1 where the encoder promises that."""

@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 import numpy as np
 
 from embedx.core.errors import EncoderError
+from embedx.core.meter import metered
 from embedx.core.paths import cached_json, remember_json
 from embedx.core.specs import EncoderSpec
 from embedx.core.threads import cpu_quota
@@ -173,7 +174,8 @@ def _measure_bf16(job: ShardJob, fast: Session, open_at: Callable[[str], Session
 
 
 def _flown(job: ShardJob, session: Session, precision: str, why: str) -> Preflight:
-    vectors = session.canary_vectors()
+    with metered(job.meter):
+        vectors = session.canary_vectors()
     if not np.isfinite(vectors).all():
         raise EncoderError(f"{session.card.ref} gives vectors that are not finite", "Use --precision fp32")
     canaries = vectors if job.full_bits else round_mantissa(vectors)
