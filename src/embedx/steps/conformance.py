@@ -69,4 +69,4 @@ def _iterate_results(subject: Subject, state: Progress, progress: ProgressHook) 
 
 def _describe(error: Exception) -> str:
     text = " ".join(str(error).split())[:500]
-    return text if isinstance(error, AssertionError) else f"{type(error).__name__}: {text}"
+    return text if text and isinstance(error, AssertionError) else f"{type(error).__name__}: {text}"
