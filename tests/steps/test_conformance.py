@@ -98,7 +98,7 @@ def failed_checks(*names: str) -> dict[str, str]:
             except (SkippedError, NoVectorsError) as error:
                 failed.update({name: str(error)} if name == "vectors" else {})
             except Exception as error:
-                failed[name] = str(error)
+                failed[name] = repr(error)
     return failed
 
 

@@ -27,7 +27,7 @@ def corpus(tmp_path):
 
 def run(service, tmp_path, *more, **model_args):
     service.write_encoder(tmp_path / "e.toml", batch_items=4, **{"attempts": 9, **model_args})
-    return ("extract", "c.jsonl", "--encoder", "e.toml", "--out", "s", "--columns", "group", "--workers", "2", *more)
+    return ("extract", "c.jsonl", "--encoder", "e.toml", "--out", "s", "--columns", "group", *more)
 
 
 def check_store(folder, rows, missing=()):
@@ -55,7 +55,7 @@ def test_all_right_or_named_and_the_key_nowhere(embedx, tmp_path, corpus):
     logs.mkdir()
     said = []
     with serve(logs, chaos=0.3, key=KEY) as service:
-        command = run(service, tmp_path, "--max-failures", "3", timeout_s=0.4)
+        command = run(service, tmp_path, "--max-failures", "3", "--workers", 2, timeout_s=0.4)
         done = embedx(*command, env=env(tmp_path))
         assert "requests" in done.stdout and "retries" in done.stdout
         report = embedx.json("history", "s")
@@ -79,7 +79,7 @@ def test_all_right_or_named_and_the_key_nowhere(embedx, tmp_path, corpus):
 
 def test_never_more_requests_than_allowed_and_resume_is_free(embedx, tmp_path, corpus):
     with serve(tmp_path, chaos=0.25, seed=5) as service:
-        command = run(service, tmp_path)
+        command = run(service, tmp_path, "--workers", 2)
         seen = 0
         for limit in (2, 25):
             error = embedx.json(*command, "--max-requests", limit, status=1, env=env(tmp_path))["error"]
