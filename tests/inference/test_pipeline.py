@@ -1,5 +1,7 @@
 """The embedding loop: failed items cost no other item anything, whatever the encoder does."""
 
+import time
+
 import numpy as np
 import pytest
 
@@ -86,13 +88,15 @@ def test_after_an_error_no_further_batch_is_begun():
     class Failing(FakeRuntime):
         def forward(self, inputs):
             current_meter().take_request()  # that of the caller, in the forward threads too
+            time.sleep(0.005)
             raise ConnectionError("gone")
 
     embedder = Embedder(FakeEncoder("text"), Failing(), 1)
     with metered(Meter()) as meter, pytest.raises(ConnectionError):
-        embedder.embed(1000, lambda start, stop: [20] * (stop - start))
+        embedder.embed(1000, lambda start, stop: [6] * (stop - start))
+    time.sleep(0.5)  # a worker goes on with other tasks and does not close its embedder
     embedder.close()
-    assert 1 <= meter.sums()["requests"] < 100  # of some 700 batches
+    assert 1 <= meter.sums()["requests"] < 50  # of 1,000 batches
 
 
 def test_gates():
