@@ -15,7 +15,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from embedx.core.specs import EncoderSpec
-from embedx.encoders.vision import canary_images
+from embedx.steps.conformance_items import TEXTS, image_files
 
 SHARED = Path(os.environ.get("EMBEDX_TEST_DATA", Path(__file__).parents[2].parent / "shared"))
 
@@ -58,31 +58,6 @@ def real_weights(name: str) -> Path:
     return path
 
 
-@functools.cache
-def image_files() -> tuple[bytes, ...]:
-    """Awkward files: odd sizes, grey, CMYK, palette, alpha, 16 bits, rotated by EXIF, tiny, a ribbon."""
-    canaries = canary_images()
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    return (
-        _encoded(canaries[0].resize((301, 97)), "PNG"),
-        _encoded(Image.fromarray(np.asarray(canaries[3].convert("L")).astype(np.uint16) * 257), "PNG"),
-        _encoded(canaries[2].convert("L"), "PNG"),
-        _encoded(canaries[3].convert("CMYK"), "TIFF"),
-        _encoded(canaries[4].convert("P"), "GIF"),
-        _encoded(canaries[5].convert("RGBA"), "PNG"),
-        _encoded(canaries[0], "JPEG", exif=exif.tobytes()),
-        _encoded(canaries[1].resize((2, 2)), "PNG"),
-        _encoded(canaries[1].resize((63, 640)), "WEBP", lossless=True),
-    )
-
-
-def _encoded(image: Image.Image, format: str, **how: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, format, **how)
-    return file.getvalue()
-
-
 def as_users_open(data: bytes) -> Image.Image:
     """Open an image file as users of the libraries do, upright and with 16 bits scaled to 8 (see corpora/decode)."""
     image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
@@ -96,21 +71,6 @@ def photos() -> tuple[bytes, ...]:
     """Seven real photos where we have them, else none: what a precision costs is judged on them too."""
     folder = SHARED / "data" / "clothing" / "test"
     return tuple(path.read_bytes() for path in sorted(folder.rglob("*.jpg"))[::53][:7])
-
-
-TEXTS = (
-    "Paris",
-    "a cat",
-    "The quick brown fox jumps over the lazy dog.",
-    "HOW do I reset my PASSWORD? The link in the e-mail says that it has expired.",
-    "def add(a, b):\n\treturn a + b  # see https://example.org/?q=1&r=2",
-    "Der Fluß fließt über die Brücke; naïve cafés, Łódź, São Paulo.",
-    "東京は日本の首都です。Привет, мир! مرحبا بالعالم",
-    "🙂 e\u0301 and é, ﬁne \u200b zero width, 3½ × 10⁻³ m²",
-    "  leading, trailing and   inner   spaces  ",
-    " ".join(f"Sentence number {number} is about the weather in the mountains." for number in range(90)),
-)
-"""One word to far beyond 512 tokens, several scripts, odd spaces; none is empty."""
 
 
 def items_of(case: Case) -> list[Any]:

@@ -29,6 +29,8 @@ from embedx.encoders.vision import ImageEncoder, ImageTransform
 from embedx.inference.gates import Fidelity, measure_fidelity, passes_gate
 from embedx.inference.pipeline import Embedder
 from embedx.inference.runtimes import Execution, machine_has_bf16, open_runtime
+from embedx.steps.conformance_checks import CHECKS as CHECKS_OF_CONTRACT
+from embedx.steps.conformance_subject import Subject
 from tests.conformance.support import Case, items_of
 
 
@@ -54,6 +56,7 @@ SHORT = (
     "transformers:bert",
     "transformers:dinov2",
     "transformers:gpt2",
+    "word2vec:fastText",
 )
 """Cases that `make test` runs; `make conformance` runs them all."""
 
@@ -101,6 +104,7 @@ def test_equals_its_library(name):
         made = case.make(folder)
         encoder = open_encoder(made.spec)
         assert encoder.card.modality == case.modality
+        check_contract(encoder)
         reference = made.recipe(items)
         assert reference.dtype == np.float32 and reference.shape == (len(items), encoder.card.dim)
         with opened(encoder) as exact:
@@ -121,6 +125,13 @@ def test_equals_its_library(name):
             "weights": "real" if case.real else "random",
         }
     keep(record)
+
+
+def check_contract(encoder: Encoder) -> None:
+    """The checks of `embedx conformance` that need no vectors; those of vectors are made below, on more items."""
+    with Subject(encoder, threads=1) as subject:
+        for name in ("card", "spec", "prepare", "cost", "collate", "threads"):
+            CHECKS_OF_CONTRACT[name](subject)
 
 
 def judge(vectors: np.ndarray, reference: np.ndarray, what: str) -> Fidelity:
@@ -185,7 +196,7 @@ def check_planted_transforms(encoder: ImageEncoder, items: list[Any], reference:
 
 def measure_bf16(case: Case, encoder: Encoder, items: list[Any], reference: np.ndarray) -> dict[str, Any] | None:
     """Measure what bf16 costs; judged with real weights only: random ones say nothing (DESIGN, fidelity gates)."""
-    if not machine_has_bf16("cpu"):
+    if encoder.card.direct or not machine_has_bf16("cpu"):
         return None
     with opened(encoder, "bf16") as fast:
         fidelity = measure_fidelity(embed(fast, items), reference)

@@ -22,7 +22,8 @@ def test_the_table_lists_every_case_once():
 
 def test_every_family_has_cases():
     for cases in (CASES, SHORT):
-        assert {name.partition(":")[0] for name in cases} >= set(FAMILIES)
+        # A remote encoder has no library to compare with: tests/encoders/test_remote.py knows the server's own vectors.
+        assert {name.partition(":")[0] for name in cases} >= set(FAMILIES) - {"remote"}
 
 
 def test_the_table_is_made_of_the_last_measurements(tmp_path, monkeypatch):

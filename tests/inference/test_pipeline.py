@@ -1,9 +1,12 @@
 """The embedding loop: failed items cost no other item anything, whatever the encoder does."""
 
+import time
+
 import numpy as np
 import pytest
 
-from embedx.core.contracts import Broken, EncoderCard, Prepared
+from embedx.core.contracts import Broken, EncoderCard, Forwarded, Prepared
+from embedx.core.meter import Meter, current_meter, metered
 from embedx.inference.gates import measure_fidelity, passes_gate
 from embedx.inference.pipeline import Embedder
 
@@ -62,6 +65,38 @@ def test_an_encoder_of_another_dim_is_an_error():
 
     with pytest.raises(ValueError, match="shape"):
         Embedder(FakeEncoder("text"), Wrong(), 1).embed(3, lambda start, stop: [1, 2, 3][start:stop])
+
+
+def test_a_runtime_may_fail_single_items_whatever_their_rows_hold():
+    class Choosy(FakeRuntime):
+        def forward(self, inputs):
+            refused = np.flatnonzero(inputs["x"] % 5 == 0).tolist()
+            return Forwarded(super().forward(inputs), {row: Broken("forward", "Refused", "by five") for row in refused})
+
+    embedder = Embedder(FakeEncoder("text"), Choosy(), 2)
+    result = embedder.embed(40, lambda start, stop: list(range(start, stop)))
+    embedder.close()
+    assert {n: broken.error for n, broken in result.failures.items()} == {
+        **{n: "Refused" for n in range(0, 40, 5)},
+        13: "NotFinite",
+    }
+    assert result.positions.tolist() == [n for n in range(40) if n % 5 and n != 13]
+    assert np.array_equal(result.vectors[:, 0], result.positions.astype(np.float32))
+
+
+def test_after_an_error_no_further_batch_is_begun():
+    class Failing(FakeRuntime):
+        def forward(self, inputs):
+            current_meter().take_request()  # that of the caller, in the forward threads too
+            time.sleep(0.005)
+            raise ConnectionError("gone")
+
+    embedder = Embedder(FakeEncoder("text"), Failing(), 1)
+    with metered(Meter()) as meter, pytest.raises(ConnectionError):
+        embedder.embed(1000, lambda start, stop: [6] * (stop - start))
+    time.sleep(0.5)  # a worker goes on with other tasks and does not close its embedder
+    embedder.close()
+    assert 1 <= meter.sums()["requests"] < 50  # of 1,000 batches
 
 
 def test_gates():

@@ -63,8 +63,9 @@ def _describe(shown: dict[str, Any]) -> Iterator[str]:
         "modality": shown["modality"],
         "dim": f"{shown['dim']}{', of length 1' if shown['normalized'] else ''}",
         "layer": _cut(shown["identity"]),
-        "parameters": f"{shown['parameters'] / 1e6:,.1f} million",
-        "work": f"{shown['flops'] / 1e9:,.3g} GFLOPs per {unit}",
+        # A remote encoder's size is unknown, and its work a guess that only cuts shards.
+        "parameters": f"{shown['parameters'] / 1e6:,.1f} million" if shown["parameters"] else "",
+        "work": f"{shown['flops'] / 1e9:,.3g} GFLOPs per {unit}" if shown["parameters"] else "",
         "input": _input(shown["input"]),
         "licence": shown["licence"] or "unknown",
         "weights": shown["weights_from"],

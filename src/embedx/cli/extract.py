@@ -153,6 +153,15 @@ def extract(
     runtime: Annotated[
         str, option("--runtime", help="auto, openvino or torch.", panel="How", envvar="EMBEDX_RUNTIME")
     ] = "auto",
+    max_requests: Annotated[
+        int | None,
+        option(
+            "--max-requests",
+            help="The most requests to a remote encoder.",
+            panel="How",
+            envvar="EMBEDX_MAX_REQUESTS",
+        ),
+    ] = None,
     as_json: output.AsJson = False,
 ) -> int:
     """Embed a corpus with a frozen encoder; only what is new or changed, resumable at any moment."""
@@ -182,7 +191,7 @@ def extract(
         mirror=mirror,
         max_removed=parse_share("--max-removed", max_removed),
     )
-    resources = Resources(cluster, workers, device, runtime)
+    resources = Resources(cluster, workers, device, runtime, max_requests=max_requests)
     report = _run(spec, resources, dry_run, estimate)
     is_forecast = dry_run or estimate
     output.show_report(report, as_json, forecast_lines(report) if is_forecast else summary_lines(report))
@@ -234,6 +243,11 @@ def summary_lines(report: Report) -> Iterator[str]:
         )
         if encoder["runtime"]:
             yield f"ran on {encoder['runtime']}; bottleneck: {report['bottleneck']}"
+    if usage := report.get("usage"):
+        yield ", ".join(f"{count:,} {name}" for name, count in usage.items() if count)
+    if words := report.get("words"):
+        composed = f", {words['composed_share']:.1%} put together from parts" if words["composed_share"] else ""
+        yield f"{words['read']:,} words read, {words['unknown_share']:.1%} unknown to the encoder{composed}"
     if encoder["note"]:
         yield encoder["note"]
     if items["failed"] or items["failed_before"]:

@@ -26,9 +26,22 @@ UsageProblem: type[typer.BadParameter] = typer.BadParameter.__bases__[0]  # type
 
 def register_commands() -> None:
     """Attach every command; each lives in the module of its name."""
-    from embedx.cli import encoders, evaluate, extract, fit_head, index, inspection, job, maintenance, predict, search
+    from embedx.cli import (
+        conformance,
+        encoders,
+        evaluate,
+        extract,
+        fit_head,
+        index,
+        inspection,
+        job,
+        maintenance,
+        predict,
+        search,
+    )
 
-    for module in (extract, index, search, fit_head, evaluate, predict, encoders, inspection, maintenance, job):
+    commands = (extract, index, search, fit_head, evaluate, predict, encoders, conformance)
+    for module in (*commands, inspection, maintenance, job):
         module.register(app)
 
 

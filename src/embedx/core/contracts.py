@@ -80,6 +80,8 @@ class EncoderCard:
             document prompt. Empty: vectors of this encoder compare with its own only.
         queries: modality -> spec of the encoder that embeds queries of that modality into this space, where that
             is not this encoder itself: CLIP's text tower, the same model with its query prompt.
+        direct: `build` returns a function of arrays and no torch module: word vectors, a remote endpoint. No runtime
+            converts it, and it computes in its own precision.
     """
 
     ref: str
@@ -97,6 +99,7 @@ class EncoderCard:
     licence: str = ""
     space: str = ""
     queries: dict[str, dict[str, Any]] = field(default_factory=dict)
+    direct: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able dict that `from_dict` reads back."""
@@ -117,12 +120,39 @@ class Prepared:
         positions: (m,) int64, each entry's position among the items given.
         failures: position -> what went wrong.
         truncated: how many texts were longer than the encoder reads.
+        counts: further sums for the report, by name: words, words without a vector.
     """
 
     items: Sequence[Any]
     positions: np.ndarray
     failures: dict[int, Broken]
     truncated: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Forwarded:
+    """The vectors of a batch where single items may have failed: what a function may return instead of the array.
+
+    Attributes:
+        vectors: (n, dim) float32; rows of failed items hold anything.
+        failures: row -> what went wrong.
+    """
+
+    vectors: np.ndarray
+    failures: dict[int, Broken] = field(default_factory=dict)
+
+
+class DirectFunction(Protocol):
+    """What `build` returns where the card says `direct`: the arrays of `collate`, by name, to vectors. Thread-safe."""
+
+    parallel_requests: int
+    """How many calls at a time are worth it."""
+    batch_cost: int
+    """The summed cost of the fastest batch."""
+
+    def __call__(self, **inputs: np.ndarray) -> np.ndarray | Forwarded:
+        """Return (n, dim) float32, or that and the items which failed."""
 
 
 class Encoder(Protocol):
@@ -145,7 +175,7 @@ class Encoder(Protocol):
         """
 
     def build(self) -> Any:
-        """Return the torch module in eval mode: named inputs -> (n, dim) float32. Imports torch."""
+        """Return the torch module in eval mode, named inputs -> (n, dim) float32; or a `DirectFunction`."""
 
     def canaries(self) -> list[Any]:
         """Return a few fixed items whose vectors reveal a changed library or weight."""
@@ -159,8 +189,8 @@ class Runtime(Protocol):
     parallel_requests: int
     """How many `forward` calls at a time keep the device busy."""
 
-    def forward(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
-        """Run one batch; returns (n, dim) float32. Thread-safe."""
+    def forward(self, inputs: dict[str, np.ndarray]) -> np.ndarray | Forwarded:
+        """Run one batch; returns (n, dim) float32, or that and the items which failed. Thread-safe."""
 
     def batch_budget(self, modality: str) -> int:
         """Return the padded cost of the fastest batch: tokens for texts, images for images."""

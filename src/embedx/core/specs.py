@@ -283,6 +283,7 @@ class Resources:
         device: auto, cpu or cuda.
         runtime: auto, openvino or torch.
         threads: cores to use; None is the real quota.
+        max_requests: the most requests to a remote encoder, of all processes together; None has no limit.
     """
 
     cluster: str = "local"
@@ -290,6 +291,7 @@ class Resources:
     device: str = "auto"
     runtime: str = "auto"
     threads: int | None = None
+    max_requests: int | None = None
 
     def __post_init__(self) -> None:
         _check_choice("--device", self.device, ("auto", "cpu", "cuda"))
@@ -301,6 +303,8 @@ class Resources:
             )
         if self.workers is not None and self.workers < 1:
             raise UsageError(f"--workers {self.workers} leaves nobody to work", "Pass a number of at least 1")
+        if self.max_requests is not None and self.max_requests < 1:
+            raise UsageError(f"--max-requests {self.max_requests} allows none", "Pass a number of at least 1")
 
 
 def shard_items_override() -> int | None:

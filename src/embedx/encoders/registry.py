@@ -18,10 +18,12 @@ from embedx.core.specs import EncoderSpec
 FAMILIES = {
     "minilm": "embedx.encoders.minilm",
     "open_clip": "embedx.encoders.open_clip",
+    "remote": "embedx.encoders.remote",
     "sentence_transformers": "embedx.encoders.sentence_transformers",
     "timm": "embedx.encoders.timm",
     "torchvision": "embedx.encoders.torchvision",
     "transformers": "embedx.encoders.transformers",
+    "word2vec": "embedx.encoders.word2vec",
 }
 """Family -> module with `open_encoder(spec) -> Encoder` and `list_encoders() -> [{ref, family, modality, dim}]`."""
 
@@ -88,6 +90,7 @@ def _check_family(family: str, ref: str) -> None:
 
 def _family_modules() -> dict[str, str]:
     plugins = {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
+    # Our own names cannot be replaced: a reference in a store must mean one thing everywhere.
     return {**plugins, **FAMILIES}
 
 
@@ -95,7 +98,18 @@ def _family(name: str) -> Any:
     modules = _family_modules()
     if name not in modules:
         raise UnknownEncoderError(f"unknown encoder family {name!r}", f"Families: {', '.join(modules)}")
-    return importlib.import_module(modules[name])
+    try:
+        module = importlib.import_module(modules[name])
+    except Exception as error:
+        raise EncoderError(
+            f"the encoder family {name} cannot be imported from {modules[name]} ({type(error).__name__}: {error})",
+            "Mend or uninstall the package that adds it",
+        ) from error
+    if missing := [function for function in ("open_encoder", "list_encoders") if not hasattr(module, function)]:
+        raise EncoderError(
+            f"the encoder family {name} has no {missing[0]} in {modules[name]}", "See docs/plugins.md for its functions"
+        )
+    return module
 
 
 def open_encoder(spec: EncoderSpec) -> Encoder:

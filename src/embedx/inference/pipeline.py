@@ -8,13 +8,14 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from embedx.core.batches import plan_batches
-from embedx.core.contracts import Broken, Encoder, Prepared, Runtime
+from embedx.core.contracts import Broken, Encoder, Forwarded, Prepared, Runtime
 
 MAX_BATCH_ITEMS = 512
 
@@ -25,6 +26,8 @@ IMAGE_CHUNK = 1
 IMAGE_WINDOW = 256
 """Images held decoded at a time: a quarter of a gigabyte of float inputs at most. Texts need no window: tokens are
 small, and sorting the whole shard by length is what saves padding."""
+
+NOT_FINITE = Broken("forward", "NotFinite", "the encoder's vector has NaN or infinite values")
 
 Fetch = Callable[[int, int], Sequence[Any]]
 """(start, stop) -> the content of those items, or a Broken in its place."""
@@ -80,13 +83,14 @@ class _Gathered:
         self.failures: dict[int, Broken] = {}
         self.sums: Counter[str] = Counter()
 
-    def put(self, rows: np.ndarray, vectors: np.ndarray) -> None:
-        """Keep the vectors of some rows; those that are not finite become failures."""
-        good = np.isfinite(vectors).all(axis=1)
-        self.vectors[rows[good]] = vectors[good]
+    def put(self, rows: np.ndarray, result: Forwarded) -> None:
+        """Keep the vectors of some rows; those that failed or are not finite become failures."""
+        good = np.isfinite(result.vectors).all(axis=1)
+        good[list(result.failures)] = False
+        self.vectors[rows[good]] = result.vectors[good]
         self.done[rows[good]] = True
-        for row in rows[~good].tolist():
-            self.failures[row] = Broken("forward", "NotFinite", "the encoder's vector has NaN or infinite values")
+        for place in np.flatnonzero(~good).tolist():
+            self.failures[int(rows[place])] = result.failures.get(place, NOT_FINITE)
 
     def result(self) -> Embedded:
         """Return what was gathered, in the items' order."""
@@ -120,6 +124,7 @@ class Embedder:
         for prepared, start in self._windows(count, window, chunk, fetch, clock):
             gathered.failures.update({start + position: broken for position, broken in prepared.failures.items()})
             gathered.sums["truncated"] += prepared.truncated
+            gathered.sums.update(prepared.counts)
             self._forward_all(prepared, start, clock, gathered)
         return gathered.result()
 
@@ -155,6 +160,7 @@ class Embedder:
         positions = []
         failures: dict[int, Broken] = {}
         truncated = 0
+        counts: Counter[str] = Counter()
         for edge, future in parts:
             with clock.stage("wait_prepare"):
                 part = future.result()
@@ -162,8 +168,9 @@ class Embedder:
             positions.append(part.positions + (edge - start))
             failures.update({position + edge - start: broken for position, broken in part.failures.items()})
             truncated += part.truncated
+            counts.update(part.counts)
         joined = np.concatenate(positions) if positions else np.empty(0, dtype=np.int64)
-        return Prepared(items, joined, failures, truncated), start
+        return Prepared(items, joined, failures, truncated, dict(counts)), start
 
     def _forward_all(self, prepared: Prepared, start: int, clock: Clock, gathered: _Gathered) -> None:
         costs = self.encoder.cost(prepared)
@@ -182,19 +189,28 @@ class Embedder:
             gathered.put(prepared.positions[batch] + start, self._checked(result, len(batch)))
 
         with clock.stage("wait_forward"):
-            for future in [self._forwarding.submit(run, batch) for batch in batches]:
-                future.result()
+            # In the caller's context: a remote encoder counts its requests with the meter of the task it works for.
+            futures = [self._forwarding.submit(copy_context().run, run, batch) for batch in batches]
+            try:
+                for future in futures:
+                    future.result()
+            except BaseException:
+                for future in futures:
+                    future.cancel()
+                raise
 
-    def _checked(self, vectors: np.ndarray, count: int) -> np.ndarray:
+    def _checked(self, result: np.ndarray | Forwarded, count: int) -> Forwarded:
         """Return a batch's vectors, of length 1 where the encoder promises that."""
         card = self.encoder.card
+        failures = result.failures if isinstance(result, Forwarded) else {}
+        vectors = result.vectors if isinstance(result, Forwarded) else result
         if vectors.shape != (count, card.dim):
             raise ValueError(f"{card.ref} gave vectors of shape {vectors.shape}, not {(count, card.dim)}")
         if not card.normalized:
-            return vectors
+            return Forwarded(vectors, failures)
         # In float32 here, whatever precision the runtime used: a unit vector is promised to have length 1.
         with np.errstate(invalid="ignore", divide="ignore"):
-            return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+            return Forwarded(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), failures)
 
     def close(self) -> None:
         """Stop the threads."""

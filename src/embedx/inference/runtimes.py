@@ -37,9 +37,15 @@ class Opened:
 def open_runtime(encoder: Encoder, execution: Execution) -> Opened:
     """Open the runtime that suits: torch on CUDA; on a CPU openvino, or torch where it does not convert.
 
+    An encoder that is no module computes by itself, whatever the device.
+
     Raises:
         EncoderError: what was asked for cannot be had.
     """
+    if encoder.card.direct:
+        from embedx.inference.direct import open_direct
+
+        return Opened(open_direct(encoder, execution.runtime))
     device = _device(execution.device)
     if device == "cuda":
         if execution.runtime == "openvino":

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from embedx.core.errors import FingerprintMismatchError, StoreError
+from embedx.core.meter import Meter, metered
 from embedx.core.paths import write_json
 from embedx.core.reports import Progress, ProgressHook, Report, no_progress
 from embedx.core.specs import ExtractSpec, Resources
@@ -46,6 +47,12 @@ def extract(spec: ExtractSpec, resources: Resources | None = None, progress: Pro
     Raises:
         EmbedxError: see `core.errors`; nothing is half-published.
     """
+    resources = resources or Resources()
+    with metered(Meter(resources.max_requests)):
+        return _extract(spec, resources, progress)
+
+
+def _extract(spec: ExtractSpec, resources: Resources, progress: ProgressHook) -> Report:
     _, _, understood = open_all(spec)  # What is wrong is said before anything is written.
     with runs.writing(spec.out) as store, draining_on_signals() as interrupts:
         # Again, under the lock: another run may have created or changed the store meanwhile.
@@ -56,7 +63,7 @@ def extract(spec: ExtractSpec, resources: Resources | None = None, progress: Pro
             plan = make_plan(Planning(spec, corpus, card, store_card, snapshot, history, store, progress), layout)
             interrupts.check("stopped while planning", "Nothing was begun; run the same command again")
             publication = Publication(store, plan, history, store_card, spec.max_failures)
-            run = Run(spec, resources or Resources(), progress, card, corpus, publication)
+            run = Run(spec, resources, progress, card, corpus, publication)
             if plan.is_empty:
                 _discard_unwanted(publication)
                 return _report(run, snapshot.version)

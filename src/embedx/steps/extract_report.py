@@ -8,6 +8,7 @@ from collections import Counter
 import psutil
 
 from embedx.core.contracts import EncoderCard
+from embedx.core.meter import current_meter
 from embedx.core.reports import Report
 from embedx.corpora.listing import Corpus
 from embedx.steps.planning import Plan
@@ -64,6 +65,11 @@ def report_extraction(
         report["padding_share"] = round(1 - counts["cost"] / counts["padded_cost"], 4)
     if corpus.kind == "text":
         report["truncated"] = counts.get("truncated", 0)
+    if usage := current_meter().sums():
+        report["usage"] = usage
+    if words := counts.get("words"):
+        shares = {name: counts[f"{name}_words"] / words for name in ("unknown", "composed")}
+        report["words"] = {"read": words, **{f"{name}_share": round(share, 4) for name, share in shares.items()}}
     return report
 
 

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from embedx.core.contracts import Broken, ItemFailure
+from embedx.core.meter import Meter, metered
 from embedx.core.specs import NO_ACCESS, Access
 from embedx.core.threads import cpu_quota
 from embedx.corpora.content import ImageReader
@@ -46,6 +47,7 @@ class ShardJob:
         device: auto, cpu or cuda.
         threads: cores of a worker; 0 is the worker's own quota.
         access: how images outside this machine are reached.
+        max_requests: of a remote encoder, in the whole run; None has no limit.
     """
 
     root: str
@@ -61,6 +63,12 @@ class ShardJob:
     device: str
     threads: int
     access: Access = NO_ACCESS
+    max_requests: int | None = None
+
+    @property
+    def meter(self) -> Meter:
+        """The run's counter of requests to remote encoders."""
+        return Meter(self.max_requests, self.layout.file("requests.json"))
 
     @property
     def layout(self) -> RunLayout:
@@ -181,8 +189,13 @@ def _id_range(table: pa.Table) -> dict[str, Any]:
 
 def embed_rows(job: ShardJob, session: Session, rows: pa.RecordBatch, clock: Clock) -> tuple[Embedded, list[str], int]:
     """Embed a plan's rows; returns the result, the digest of each row, and the bytes read."""
-    if job.kind == "text":
-        return _embed_texts(session, rows, clock)
+    with metered(job.meter):
+        return _embed_texts(session, rows, clock) if job.kind == "text" else _embed_images(job, session, rows, clock)
+
+
+def _embed_images(
+    job: ShardJob, session: Session, rows: pa.RecordBatch, clock: Clock
+) -> tuple[Embedded, list[str], int]:
     digests = [""] * rows.num_rows
     sizes = [0] * rows.num_rows
     problems = rows.column("problem").to_pylist()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from embedx.core.contracts import EncoderCard
 from embedx.core.errors import EmbedxError
+from embedx.core.meter import current_meter
 from embedx.core.reports import Progress, ProgressHook
 from embedx.core.specs import ExtractSpec, Resources
 from embedx.corpora.listing import Corpus
@@ -45,6 +46,8 @@ class Run:
 def make_job(run: Run, cluster: Cluster) -> ShardJob:
     """Return what every task of a run has in common; a new store's precision is still empty."""
     known = run.publication.card
+    # From here on workers count too.
+    current_meter().move_to(run.publication.plan.layout.file("requests.json"))
     return ShardJob(
         root=str(run.publication.store.root.resolve()),
         run=run.publication.plan.layout.run,
@@ -59,6 +62,7 @@ def make_job(run: Run, cluster: Cluster) -> ShardJob:
         device=run.resources.device,
         threads=cluster.threads_per_worker,
         access=run.spec.corpus.access,
+        max_requests=run.resources.max_requests,
     )
 
 

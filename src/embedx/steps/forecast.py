@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from embedx.core.errors import CorpusError
+from embedx.core.meter import Meter, current_meter, metered
 from embedx.core.reports import Progress, ProgressHook, Report, no_progress
 from embedx.core.specs import ExtractSpec, Resources
 from embedx.engine.cluster import Cluster, open_cluster
@@ -52,10 +53,16 @@ def estimate_extract(
     Raises:
         CorpusError: there is nothing to embed.
     """
+    resources = resources or Resources()
+    with metered(Meter(resources.max_requests)):
+        return _estimate(spec, resources, progress, seconds)
+
+
+def _estimate(spec: ExtractSpec, resources: Resources, progress: ProgressHook, seconds: float) -> Report:
     # Beside the store, not in the system's temporary folder: workers on other machines must see it.
     home = next(parent for parent in spec.out.absolute().parents if parent.is_dir())
     with TemporaryDirectory(prefix=".embedx-estimate-", dir=home) as folder, draining_on_signals() as interrupts:
-        run = _plan(spec, resources or Resources(), Path(folder), progress)
+        run = _plan(spec, resources, Path(folder), progress)
         plan = run.publication.plan
         if not plan.to_embed:
             raise CorpusError(f"nothing is left to embed of {plan.listed:,} listed items", "There is nothing to do")
@@ -66,12 +73,14 @@ def estimate_extract(
             flown = try_encoder(run, cluster, job, interrupts)
             sampled = _sample(run, cluster, replace(job, precision=flown.precision), seconds)
             interrupts.check("stopped while sampling", "Nothing was written")
+        usage = current_meter().sums()
     report = report_plan(plan, run.corpus, run.card)
     report["estimate"] = {
         **sampled.forecast(plan.to_embed),
         "precision": flown.precision,
         "why_precision": flown.why,
         "runtime": flown.runtime,
+        **({"usage": usage} if usage else {}),
     }
     return report
 

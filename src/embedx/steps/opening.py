@@ -29,6 +29,8 @@ def open_all(
     card = open_encoder(spec.encoder).card
     if store_card is not None:
         _check_store(spec, store_card, card)
+    if card.direct and spec.precision == "bf16":
+        raise UsageError(f"{card.ref} computes in float32 by itself, not in bf16", "Leave out --precision")
     frozen = store_card.columns if store_card else None
     corpus = open_corpus(spec.corpus, frozen, card.modality, sources)
     if corpus.kind != card.modality:

@@ -12,8 +12,11 @@ from importlib.metadata import PackageNotFoundError, version
 import numpy as np
 
 from embedx.core.errors import EncoderError
+from embedx.core.meter import metered
 from embedx.core.paths import cached_json, remember_json
+from embedx.core.specs import EncoderSpec
 from embedx.core.threads import cpu_quota
+from embedx.encoders.registry import open_encoder
 from embedx.inference.gates import Fidelity, measure_fidelity, passes_gate
 from embedx.inference.pipeline import Clock
 from embedx.inference.runtimes import machine_has_bf16
@@ -47,6 +50,7 @@ class Preflight:
 
 LIBRARIES = (
     "embedx",
+    "gensim",
     "numpy",
     "open_clip_torch",
     "openvino",
@@ -123,6 +127,8 @@ def preflight(job: ShardJob, asked: str, use_sample: bool = True) -> Preflight:
 
     if asked == "fp32":
         return _flown(job, open_at("fp32"), "fp32", "as asked")
+    if open_encoder(EncoderSpec.from_dict(job.encoder)).card.direct:
+        return _flown(job, open_at("fp32"), "fp32", "it computes in float32 by itself")
     if not machine_has_bf16(job.device):
         if asked == "bf16":
             return _flown(job, open_at("fp32"), "bf16", "as asked; computed in fp32, this machine has no bf16")
@@ -168,7 +174,8 @@ def _measure_bf16(job: ShardJob, fast: Session, open_at: Callable[[str], Session
 
 
 def _flown(job: ShardJob, session: Session, precision: str, why: str) -> Preflight:
-    vectors = session.canary_vectors()
+    with metered(job.meter):
+        vectors = session.canary_vectors()
     if not np.isfinite(vectors).all():
         raise EncoderError(f"{session.card.ref} gives vectors that are not finite", "Use --precision fp32")
     canaries = vectors if job.full_bits else round_mantissa(vectors)

@@ -7,6 +7,7 @@ store/
   _embedx/runs/<run>/run.json        what the run is based on
                      plan.arrow      items to embed, one record batch per shard; gone once published
                      receipts.jsonl  of each finished shard, as its writer said it; gone once published
+                     requests.json   requests to a remote encoder so far; gone once published
                      failures/*.arrow  failed items of one attempt at one shard
                      identities.arrow  item -> size and mtime of its file, for the next run's diff; the newest only
                      failures.arrow  items of the store that have no vector, as of this run

@@ -251,4 +251,6 @@ def finish_record(layout: RunLayout, report: dict[str, Any]) -> None:
     layout.file("plan.arrow").unlink(missing_ok=True)
     layout.file("rewrites.arrow").unlink(missing_ok=True)
     layout.file("receipts.jsonl").unlink(missing_ok=True)
+    layout.file("requests.json").unlink(missing_ok=True)
+    layout.file("requests.json.lock").unlink(missing_ok=True)
     shutil.rmtree(layout.folder / "failures", ignore_errors=True)

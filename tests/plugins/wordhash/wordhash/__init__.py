@@ -1,0 +1,1 @@
+"""Hashed words as an encoder for embedx."""
