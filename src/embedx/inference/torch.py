@@ -115,10 +115,17 @@ def open_torch(encoder: Encoder, precision: str, threads: int, device: str) -> T
         raise EncoderError("there is no CUDA device (or torch cannot use it)", "Use --device cpu")
     # Explicit, because Dask's nanny sets OMP_NUM_THREADS=1.
     torch.set_num_threads(threads)
-    module = encoder.build().to(device)
+    return on_device(encoder.build(), precision, device)
+
+
+def on_device(module: Any, precision: str, device: str) -> TorchRuntime:
+    """Move a module to a device and cast what may be cast; it is changed."""
+    import torch
+
+    module = module.to(device)
     autocast = precision == "bf16" and not hasattr(module, "backbone")
     if precision == "bf16" and not autocast:
-        # Cast once, where autocast would cast the weights again in every batch.
+        # Once, where autocast would cast the weights again in every batch.
         module.backbone.to(torch.bfloat16)
     # Convolutions read pixels with all their channels; matrices do not care. cuDNN and oneDNN want it said.
     channels_last = any(isinstance(part, torch.nn.Conv2d) for part in module.modules())
