@@ -175,7 +175,11 @@ class Encoder(Protocol):
         """
 
     def build(self) -> Any:
-        """Return the torch module in eval mode, named inputs -> (n, dim) float32; or a `DirectFunction`."""
+        """Return the torch module in eval mode, named inputs -> (n, dim) float32; or a `DirectFunction`.
+
+        Where a module has an attribute `backbone`, that sub-module may be cast to a lower precision; the rest, such as
+        normalisation and pooling, stays float32.
+        """
 
     def canaries(self) -> list[Any]:
         """Return a few fixed items whose vectors reveal a changed library or weight."""

@@ -33,6 +33,11 @@ class PixelsToVectors(nn.Module):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
         self.eval().requires_grad_(False)
 
+    @property
+    def backbone(self) -> nn.Module:
+        """What may compute in a lower precision."""
+        return self.features
+
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Normalise as torchvision does, in its order of operations, and return the features."""
         images = (pixels.to(torch.float32) / 255 - self.mean) / self.std

@@ -77,9 +77,18 @@ class SentencePipeline(torch.nn.Module):
         self.prompt_tokens = prompt_tokens
         self.dim = dim
 
+    @property
+    def backbone(self) -> torch.nn.Module:
+        """What may compute in a lower precision: pooling and what follows may not."""
+        return self.first
+
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Return (n, dim) float32 vectors of (n, tokens) int64 ids and mask."""
         features = self.first({"input_ids": input_ids, "attention_mask": attention_mask})
+        features = {
+            name: value.float() if torch.is_tensor(value) and value.is_floating_point() else value
+            for name, value in features.items()
+        }
         if self.prompt_tokens:
             features["prompt_length"] = self.prompt_tokens
         for module in self.rest:

@@ -175,6 +175,11 @@ class TextVectors(nn.Module):
         self.pooling = pooling
         self.eval().requires_grad_(False)
 
+    @property
+    def backbone(self) -> nn.Module:
+        """What may compute in a lower precision: pooling may not."""
+        return self.model
+
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Return (n, dim) float32."""
         hidden = mean_of_hidden(self.model, self.layers, input_ids=input_ids, attention_mask=attention_mask)

@@ -97,9 +97,16 @@ def plan_workers(resources: Resources) -> tuple[int, int]:
 
 def _local(resources: Resources) -> Iterator[Cluster]:
     workers, threads = plan_workers(resources)
+    with _start(workers) as cluster, Client(cluster, set_as_default=False) as client:
+        client.register_plugin(_Worker())
+        yield Cluster(client, workers, threads)
+
+
+def _start(workers: int, tries: int = 2) -> LocalCluster:
+    """Start worker processes; once more if one of them is killed in its first second, which Dask does not outlive."""
     try:
         with signals_blocked():
-            started = LocalCluster(
+            return LocalCluster(
                 n_workers=workers,
                 threads_per_worker=TASKS_PER_WORKER,
                 processes=True,
@@ -108,13 +115,12 @@ def _local(resources: Resources) -> Iterator[Cluster]:
                 silence_logs=logging.CRITICAL,
             )
     except (RuntimeError, OSError, TimeoutError) as error:
+        if tries > 1:
+            return _start(workers, tries - 1)
         raise EmbedxError(
             f"worker processes do not start ({' '.join(str(error).split())[:200]})",
             'Check memory and limits; a script must call embedx under if __name__ == "__main__":',
         ) from error
-    with started as cluster, Client(cluster, set_as_default=False) as client:
-        client.register_plugin(_Worker())
-        yield Cluster(client, workers, threads)
 
 
 def _remote(resources: Resources) -> Iterator[Cluster]:

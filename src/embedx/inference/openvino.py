@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import math
 import os
 import queue
 import shutil
 import tempfile
 import threading
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +30,12 @@ TOKEN_BUDGET = 1_536
 """Padded tokens of a batch: 1-2k keep a layer's activations in the caches; 8k is 10 % slower (openvino-facts)."""
 
 IMAGE_BATCH = 8
+
+RACE_ITEMS = 8
+"""Items of the batch on which openvino and torch are compared."""
+
+TOLERATED = 1.1
+"""Torch must be this much faster to be preferred: a start without torch is seconds shorter."""
 
 
 class OpenVinoRuntime:
@@ -79,9 +88,9 @@ def open_openvino(encoder: Encoder, precision: str, threads: int) -> OpenVinoRun
     """
     import openvino
 
-    path = _converted(encoder)
+    home = _converted(encoder, threads)
     core = openvino.Core()
-    model = core.read_model(str(path))
+    model = core.read_model(str(home / "model.xml"))
     requests = 2 if threads >= 2 else 1
     if precision == "bf16" and _has_gated_layers(model):
         # With AMX, openvino fuses them to a kernel that divides by zero where a stream has one thread, and SIGFPE ends
@@ -124,28 +133,47 @@ C++ static's guard, the other owns the guard and waits for the lock (openvino 20
 requests). So the first call of a process is made by one thread alone; it also pays for the first shapes."""
 
 
-def _converted(encoder: Encoder) -> Path:
-    """Return the converted model's path, converting under a lock if it is not there yet."""
-    home = cache_dir() / "openvino" / f"{encoder.card.fingerprint[:40]}-{version('openvino')}"
+def torch_is_faster(encoder: Encoder, precision: str) -> str:
+    """Return by how much torch was faster when the encoder was converted; empty if it was not."""
+    try:
+        seconds = json.loads((_home(encoder) / "seconds.json").read_text())[precision]
+    except (OSError, KeyError):
+        return ""
+    if seconds["openvino"] <= seconds["torch"] * TOLERATED:
+        return ""
+    ratio = seconds["openvino"] / seconds["torch"]
+    return f"it is {ratio:.1f} times as fast as openvino on this machine"
+
+
+def _home(encoder: Encoder) -> Path:
+    return cache_dir() / "openvino" / f"{encoder.card.fingerprint[:40]}-{version('openvino')}"
+
+
+def _converted(encoder: Encoder, threads: int) -> Path:
+    """Return the converted model's folder, converting under a lock if it is not there yet."""
+    home = _home(encoder)
     model, refusal = home / "model.xml", home / "refused.json"
     if not model.exists() and not refusal.exists():
         home.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{home}.lock"):
             if not model.exists() and not refusal.exists():
-                _convert_into(encoder, home)
+                _convert_into(encoder, home, threads)
     if refusal.exists():
         reason = json.loads(refusal.read_text())["reason"]
         raise EncoderError(f"{encoder.card.ref} does not run on openvino: {reason}", "Use --runtime torch")
-    return model
+    return home
 
 
-def _convert_into(encoder: Encoder, home: Path) -> None:
+def _convert_into(encoder: Encoder, home: Path, threads: int) -> None:
     import openvino
 
     temporary = Path(tempfile.mkdtemp(dir=home.parent, prefix=".converting-"))
     try:
         try:
-            openvino.save_model(_convert(encoder), temporary / "model.xml", compress_to_fp16=False)
+            model, module, entries = _convert(encoder)
+            openvino.save_model(model, temporary / "model.xml", compress_to_fp16=False)
+            # Last, because it casts the module.
+            write_json(temporary / "seconds.json", _race(encoder, module, model, entries, threads))
         except Exception as error:
             # Converters raise anything; whatever it is, this encoder has to run on torch, and the report says so.
             write_json(temporary / "refused.json", {"reason": f"conversion failed ({_first_line(error)})"})
@@ -156,7 +184,8 @@ def _convert_into(encoder: Encoder, home: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _convert(encoder: Encoder) -> Any:
+def _convert(encoder: Encoder) -> tuple[Any, Any, Any]:
+    """Return the converted model, the module it came from, and the canaries it was checked on."""
     import openvino
     import torch
 
@@ -179,7 +208,52 @@ def _convert(encoder: Encoder) -> Any:
         ]
     model.reshape(shapes)
     _check_fidelity(encoder, module, model, entries)
-    return model
+    return model, module, entries
+
+
+def _race(encoder: Encoder, module: Any, model: Any, entries: Any, threads: int) -> dict[str, dict[str, float]]:
+    """Time a batch on openvino and on torch, both with all threads on it; the best of a few turns counts.
+
+    Returns:
+        precision -> runtime -> seconds.
+    """
+    import openvino
+    import torch
+
+    from embedx.inference.torch import on_device
+
+    repeated = [entries[position % len(entries)] for position in range(RACE_ITEMS)]
+    inputs = encoder.collate(repeated)
+    result = {}
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for precision in ("fp32", "bf16") if cpu_has_bf16() else ("fp32",):
+            hint = {"INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32"}
+            if precision == "bf16" and _has_gated_layers(model) and threads < 2:
+                continue
+            settings = {**hint, "NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": threads}
+            request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
+            ours = functools.partial(request.infer, inputs, share_inputs=False)
+            theirs = functools.partial(on_device(module, precision, "cpu").forward, inputs)
+            result[precision] = {"openvino": _best_of(ours), "torch": _best_of(theirs)}
+    finally:
+        torch.set_num_threads(before)
+    return result
+
+
+def _best_of(call: Callable[[], Any], turns: int = 3, most_s: float = 3.0) -> float:
+    """Return the seconds of the fastest turn after a first one that does not count; fewer turns where they are long."""
+    call()
+    best, began = math.inf, time.perf_counter()
+    for _ in range(turns):
+        started = time.perf_counter()
+        call()
+        now = time.perf_counter()
+        best = min(best, now - started)
+        if now - began > most_s:
+            break
+    return best
 
 
 def _check_fidelity(encoder: Encoder, module: Any, model: Any, entries: Any) -> None:

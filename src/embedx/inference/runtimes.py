@@ -54,14 +54,18 @@ def open_runtime(encoder: Encoder, execution: Execution) -> Opened:
     if execution.runtime == "torch":
         return _open_torch(encoder, execution, device)
     try:
-        from embedx.inference.openvino import open_openvino
+        from embedx.inference.openvino import open_openvino, torch_is_faster
 
-        return Opened(open_openvino(encoder, execution.precision, execution.threads))
+        runtime = open_openvino(encoder, execution.precision, execution.threads)
+        why = torch_is_faster(encoder, execution.precision) if execution.runtime == "auto" else ""
     except (EncoderError, ImportError) as error:
         if execution.runtime == "openvino":
             raise
-        opened = _open_torch(encoder, execution, device)
-        return Opened(opened.runtime, f"torch instead of openvino: {error.args[0]}")
+        why = str(error.args[0])
+    else:
+        if not why:
+            return Opened(runtime)
+    return Opened(_open_torch(encoder, execution, device).runtime, f"torch instead of openvino: {why}")
 
 
 def _open_torch(encoder: Encoder, execution: Execution, device: str) -> Opened:
