@@ -6,7 +6,7 @@ from embedx.store.reader import open_store
 from tests.conftest import ROOT, write_jsonl
 from tests.steps.test_extract import texts
 
-PLUGIN = {"PYTHONPATH": str(ROOT / "tests" / "plugins" / "poison")}
+PLUGIN = {"PYTHONPATH": f"{ROOT / 'tests' / 'plugins' / 'poison'}:{ROOT / 'src'}"}
 
 
 @pytest.mark.parametrize(
