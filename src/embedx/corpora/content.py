@@ -40,16 +40,18 @@ class Content:
         item: a decoded image, or a Broken.
         digest: xxh3-128 (hex) of the bytes; empty if they could not be read.
         size_bytes: of the content.
+        is_reduced: whether it is a JPEG that was decoded at less than its size.
     """
 
     item: Any
     digest: str
     size_bytes: int
+    is_reduced: bool = False
 
 
-def read_image(locator: str, access: Access = NO_ACCESS) -> Content:
+def read_image(locator: str, access: Access = NO_ACCESS, jpeg_side: int = 0) -> Content:
     """Read and decode one image; failures are values. For many, an `ImageReader` is faster."""
-    with ImageReader([locator], access=access) as reader:
+    with ImageReader([locator], access=access, jpeg_side=jpeg_side) as reader:
         return reader.read(0)
 
 
@@ -70,14 +72,20 @@ class ImageReader:
         locators: where they are.
         identities: what they were when they were listed; tars and tables that are others now are not read.
         access: of remote files.
+        jpeg_side: see `decode_image`.
     """
 
     def __init__(
-        self, locators: Sequence[str], identities: Sequence[str] | None = None, access: Access = NO_ACCESS
+        self,
+        locators: Sequence[str],
+        identities: Sequence[str] | None = None,
+        access: Access = NO_ACCESS,
+        jpeg_side: int = 0,
     ) -> None:
         self._names = locators
         self._identities = identities
         self._access = access
+        self._jpeg_side = jpeg_side
         self._locators = [parse_locator(locator) for locator in locators]
         self._tars: _Kept[_Tar] = _Kept()
         self._cells: _Kept[CellReader] = _Kept()
@@ -100,7 +108,9 @@ class ImageReader:
             return Content(Broken("read", error.error, printable(str(error)), error.retryable), "", 0)
         except MemoryError:
             return Content(Broken("read", "MemoryError", f"no memory left to read {name}", True), "", 0)
-        return Content(decode_image(data, name), xxhash.xxh3_128_hexdigest(data), len(data))
+        item = decode_image(data, name, self._jpeg_side)
+        is_reduced = not isinstance(item, Broken) and "jpeg_scale" in item.info
+        return Content(item, xxhash.xxh3_128_hexdigest(data), len(data), is_reduced)
 
     def digest(self, position: int) -> str | None:
         """Return the xxh3-128 (hex) of an image's bytes, or None if they cannot be read."""

@@ -67,20 +67,22 @@ _DAMAGED = re.compile(r"truncated|unexpected end|not enough|too short|broken dat
 _MAGIC_PATTERNS = tuple((re.compile(pattern, re.IGNORECASE | re.DOTALL), what) for pattern, what in _MAGIC)
 
 
-def decode_image(data: bytes, name: str) -> Image | Broken:
+def decode_image(data: bytes, name: str, jpeg_side: int = 0) -> Image | Broken:
     """Decode the first frame of an image file. Thread-safe, and silent: no Python warnings.
 
     Args:
         data: the whole file.
         name: what to call the file in messages.
+        jpeg_side: a JPEG is decoded at a half, a quarter or an eighth of its size where that leaves its shorter side
+            at least so many pixels: most of its cosines are then never computed. 0 decodes every pixel.
 
     Returns:
-        An upright image in mode RGB, or why there is none.
+        An upright image in mode RGB, or why there is none; its `info["jpeg_scale"]` is 2, 4 or 8 where it was reduced.
     """
     if not data:
         return Broken("decode", "EmptyFile", f"{name} is empty (0 bytes)")
     try:
-        image = _load(data)
+        image = _load(data, jpeg_side)
         turn = _orientation(image)
         image = _to_rgb(image)
         return image if turn is None else image.transpose(turn)
@@ -90,7 +92,7 @@ def decode_image(data: bytes, name: str) -> Image | Broken:
         return Broken("decode", type(error).__name__, _explain(error, data, name))
 
 
-def _load(data: bytes) -> Image:
+def _load(data: bytes, jpeg_side: int) -> Image:
     from PIL import Image, ImageFile
 
     _silence_pillow()
@@ -101,6 +103,12 @@ def _load(data: bytes) -> Image:
     image = Image.open(io.BytesIO(data), formats=_formats())
     if image.width * image.height == 0:
         raise ValueError(f"the image is {image.width} x {image.height} pixels")
+    if jpeg_side and image.format == "JPEG":
+        width = image.width
+        # Pillow's draft takes the smallest scale that leaves at least this size.
+        image.draft(None, (jpeg_side, jpeg_side))
+        if image.width < width:
+            image.info["jpeg_scale"] = round(width / image.width)
     image.load()
     return image
 

@@ -146,10 +146,11 @@ def _fly(run: Run, cluster: Cluster, job: ShardJob, interrupts: Interrupts) -> S
             columns=job.columns,
             content_column=job.content_column,
             why_precision=flown.why,
+            jpeg_side=flown.jpeg_side,
         )
         write_json(run.publication.store.encoder, card.to_dict())
         run.publication.card = card
-        return replace(job, precision=flown.precision)
+        return replace(job, precision=flown.precision, jpeg_side=flown.jpeg_side)
     fidelity = measure_fidelity(np.array(flown.canaries), np.array(known.canaries))
     if fidelity.raw_min < CANARY_MIN_COSINE:
         raise FingerprintMismatchError(

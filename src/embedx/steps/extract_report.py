@@ -63,6 +63,8 @@ def report_extraction(
     }
     if counts.get("padded_cost"):
         report["padding_share"] = round(1 - counts["cost"] / counts["padded_cost"], 4)
+    if counts.get("reduced"):
+        report["reduced_jpegs"] = counts["reduced"]
     if corpus.kind == "text":
         report["truncated"] = counts.get("truncated", 0)
     if usage := current_meter().sums():

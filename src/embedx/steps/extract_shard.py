@@ -6,7 +6,7 @@ import os
 import secrets
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ class ShardJob:
         threads: cores of a worker; 0 is the worker's own quota.
         access: how images outside this machine are reached.
         max_requests: of a remote encoder, in the whole run; None has no limit.
+        jpeg_side: to how many pixels of the shorter side JPEGs may be reduced in decoding; 0 is not at all.
     """
 
     root: str
@@ -64,6 +65,7 @@ class ShardJob:
     threads: int
     access: Access = NO_ACCESS
     max_requests: int | None = None
+    jpeg_side: int = 0
 
     @property
     def meter(self) -> Meter:
@@ -201,7 +203,8 @@ def _embed_images(
     problems = rows.column("problem").to_pylist()
     # What has a problem is not read, and not read ahead either.
     locators = ["" if problem else name for name, problem in zip(rows.column("locator").to_pylist(), problems)]
-    reader = ImageReader(locators, rows.column("identity").to_pylist(), job.access)
+    reader = ImageReader(locators, rows.column("identity").to_pylist(), job.access, job.jpeg_side)
+    reduced = np.zeros(rows.num_rows, dtype=bool)
 
     def fetch(start: int, stop: int) -> list[Any]:
         items = []
@@ -211,11 +214,13 @@ def _embed_images(
                 continue
             content = reader.read(position)
             digests[position], sizes[position] = content.digest, content.size_bytes
+            reduced[position] = content.is_reduced
             items.append(content.item)
         return items
 
     with reader:
-        return session.embed(rows.num_rows, fetch, clock), digests, sum(sizes)
+        embedded = session.embed(rows.num_rows, fetch, clock)
+    return replace(embedded, counts={**embedded.counts, "reduced": int(reduced.sum())}), digests, sum(sizes)
 
 
 def _embed_texts(session: Session, rows: pa.RecordBatch, clock: Clock) -> tuple[Embedded, list[str], int]:

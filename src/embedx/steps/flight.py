@@ -63,6 +63,7 @@ def make_job(run: Run, cluster: Cluster) -> ShardJob:
         threads=cluster.threads_per_worker,
         access=run.spec.corpus.access,
         max_requests=run.resources.max_requests,
+        jpeg_side=known.jpeg_side if known else 0,
     )
 
 

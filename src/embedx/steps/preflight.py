@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import os
-import platform
 import secrets
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 
 from embedx.core.errors import EncoderError
 from embedx.core.meter import metered
-from embedx.core.paths import cached_json, remember_json
 from embedx.core.specs import EncoderSpec
 from embedx.core.threads import cpu_quota
 from embedx.encoders.registry import open_encoder
-from embedx.inference.gates import Fidelity, measure_fidelity, passes_gate
-from embedx.inference.pipeline import Clock
+from embedx.inference.gates import passes_gate
 from embedx.inference.runtimes import machine_has_bf16
 from embedx.steps.encoding import Session, close_session, shared_session
-from embedx.steps.extract_shard import ShardJob, embed_rows
-from embedx.store.listing import read_group
+from embedx.steps.extract_shard import ShardJob
+from embedx.steps.trial import measure_bf16
 from embedx.store.schema import round_mantissa
 
 SAMPLE_ITEMS = 64
@@ -39,6 +35,7 @@ class Preflight:
         canaries: (m, dim) vectors of the canary items, rounded as the store's.
         runtime: what executes the encoder.
         note: why it is not the usual one.
+        jpeg_side: to how many pixels of the shorter side JPEGs may be reduced in decoding; 0 is not at all.
     """
 
     precision: str
@@ -46,6 +43,7 @@ class Preflight:
     canaries: list[list[float]]
     runtime: str
     note: str
+    jpeg_side: int = 0
 
 
 LIBRARIES = (
@@ -134,50 +132,21 @@ def preflight(job: ShardJob, asked: str, use_sample: bool = True) -> Preflight:
             return _flown(job, open_at("fp32"), "bf16", "as asked; computed in fp32, this machine has no bf16")
         return _flown(job, open_at("fp32"), "fp32", "this machine has no bf16")
     fast = open_at("bf16")
-    measured = _measure_bf16(job, fast, open_at, SAMPLE_ITEMS if use_sample else 0)
+    measured = measure_bf16(job, fast, open_at, SAMPLE_ITEMS if use_sample else 0)
     if asked == "auto" and not passes_gate(measured.fidelity, "bf16"):
         close_session(fast)
         return _flown(job, open_at("fp32"), "fp32", f"bf16 misses its gate {measured.describe()}")
     why = f"bf16 passes its gate {measured.describe()}" if asked == "auto" else f"as asked; {measured.describe()}"
-    return _flown(job, fast, "bf16", why)
+    return _flown(job, fast, "bf16", why, measured.jpeg_side)
 
 
-@dataclass(frozen=True)
-class _Measured:
-    """What bf16 costs an encoder on a sample of the corpus."""
-
-    fidelity: Fidelity
-    items: int
-
-    def describe(self) -> str:
-        return f"on {self.items} items, {self.fidelity.describe()}"
-
-
-def _measure_bf16(job: ShardJob, fast: Session, open_at: Callable[[str], Session], most: int) -> _Measured:
-    """Compare bf16 with fp32 on the first items; remembered, for the same items give the same answer here."""
-    rows = read_group(job.layout.file("plan.arrow"), 0).slice(0, most)
-    sample = rows.column("identity").to_pylist()
-    runtime = fast.embedder.runtime
-    key = ["bf16", job.fingerprint, runtime.name, version(runtime.name), platform.processor(), cpu_quota(), sample]
-    if known := cached_json("gates", key):
-        return _Measured(Fidelity(**known["fidelity"]), known["items"])
-    exact = open_at("fp32")
-    vectors = embed_rows(job, fast, rows, Clock())[0].vectors
-    reference = embed_rows(job, exact, rows, Clock())[0].vectors
-    if len(reference) == 0 or len(vectors) != len(reference):
-        vectors, reference = fast.canary_vectors(), exact.canary_vectors()
-    measured = _Measured(measure_fidelity(vectors, reference), len(reference))
-    remember_json("gates", key, {"fidelity": asdict(measured.fidelity), "items": measured.items})
-    if passes_gate(measured.fidelity, "bf16"):
-        close_session(exact)
-    return measured
-
-
-def _flown(job: ShardJob, session: Session, precision: str, why: str) -> Preflight:
+def _flown(job: ShardJob, session: Session, precision: str, why: str, jpeg_side: int | None = None) -> Preflight:
     with metered(job.meter):
         vectors = session.canary_vectors()
     if not np.isfinite(vectors).all():
         raise EncoderError(f"{session.card.ref} gives vectors that are not finite", "Use --precision fp32")
     canaries = vectors if job.full_bits else round_mantissa(vectors)
     runtime = session.embedder.runtime
-    return Preflight(precision, why, canaries.tolist(), f"{runtime.name} {runtime.precision}", session.note)
+    name = f"{runtime.name} {runtime.precision}"
+    side = job.jpeg_side if jpeg_side is None else jpeg_side
+    return Preflight(precision, why, canaries.tolist(), name, session.note, side)

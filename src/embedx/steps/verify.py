@@ -63,7 +63,7 @@ def _deep_problems(store: Store, count: int) -> list[dict[str, str]]:
     session = open_encoder_session(store.card.spec, store.card.fingerprint, store.precision)
     contents: list[Any] = rows.column(column).to_pylist()
     if store.card.modality == "image":
-        contents = [read_image(path).item for path in contents]
+        contents = [read_image(path, jpeg_side=store.store_card.jpeg_side).item for path in contents]
     again, failures = session.embed_items(contents)
     ids = rows.column("item_id").to_pylist()
     problems = [

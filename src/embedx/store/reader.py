@@ -33,6 +33,7 @@ class StoreCard:
         columns: the carried columns.
         content_column: the carried column that repeats the text itself, if one does.
         why_precision: how `auto` decided, for people.
+        jpeg_side: to how many pixels of the shorter side JPEGs are reduced in decoding; 0 is not at all.
     """
 
     encoder: EncoderCard
@@ -42,12 +43,15 @@ class StoreCard:
     columns: tuple[CarriedColumn, ...]
     content_column: str | None = None
     why_precision: str = ""
+    jpeg_side: int = 0
 
     @property
     def basis(self) -> str:
         """Fingerprint of what makes finished shards of another run fit: encoder, precision, mantissa, columns."""
         columns = [[column.name, column.type] for column in self.columns]
-        return fingerprint([self.encoder.fingerprint, self.precision, self.full_bits, columns, self.content_column])
+        made = [self.encoder.fingerprint, self.precision, self.full_bits, columns, self.content_column]
+        # Only where it says something: runs that began before there was such a thing must stay resumable.
+        return fingerprint([*made, self.jpeg_side] if self.jpeg_side else made)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the file's JSON."""
@@ -56,6 +60,7 @@ class StoreCard:
             "encoder": self.encoder.to_dict(),
             "precision": self.precision,
             "why_precision": self.why_precision,
+            "jpeg_side": self.jpeg_side,
             "full_bits": self.full_bits,
             "columns": [{"name": column.name, "type": column.type} for column in self.columns],
             "content_column": self.content_column,
@@ -83,6 +88,7 @@ class StoreCard:
                 columns=tuple(CarriedColumn(**column) for column in data["columns"]),
                 content_column=data.get("content_column"),
                 why_precision=data.get("why_precision", ""),
+                jpeg_side=data.get("jpeg_side", 0),
             )
         except (KeyError, TypeError) as error:
             raise StoreError(f"{where} is damaged: {error}", "Run embedx verify, or restore the file") from error
