@@ -4,13 +4,15 @@
 
 `embedx extract --dry-run` on WebDataset tars of small images, and on Parquet files of image bytes and of texts, each from
 listing to plan. Beside it, in the same run: what Python's tarfile needs to name the same members one tar after the other,
-and what pyarrow needs to read the same ids. The driver's memory is its peak of anonymous pages.
+and what pyarrow needs to read the same ids. The driver's memory is its peak of anonymous pages. Then the listing alone with
+several threads, and what a cell of 10^9 bytes costs the process that reads it.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import subprocess
 import sys
 import tarfile
 import tempfile
@@ -78,7 +80,44 @@ def main() -> None:
                 f"| {count:,} {name} | {items:,} | {ours['seconds']:.1f} | {ours['peak_mb']:.0f} | {theirs:.1f} | {peer_name} |"
             )
             print(lines[-1], file=sys.stderr, flush=True)
+        lines += measure_threads(texts)
+        lines += measure_huge_cell(home / "huge.parquet")
     write_results("listing", "Listing and planning many sources", lines, {"what": "--dry-run, a process of its own"})
+
+
+def measure_threads(folder: Path) -> list[str]:
+    """List the texts in this process with some numbers of threads."""
+    from embedx.core.specs import CorpusSpec
+    from embedx.corpora import listing
+
+    corpus = listing.open_corpus(CorpusSpec((str(folder),)))
+    jobs = [lambda source=source: corpus._iterate_source(source) for source in corpus.sources]
+    lines = ["", "| listing alone, threads | items | seconds |", "|---|---|---|"]
+    for threads in (1, 2, 4, 8):
+        started = time.perf_counter()
+        items = sum(listed.rows.num_rows for listed in listing.iterate_ahead(jobs, threads))
+        lines.append(f"| {threads} | {items:,} | {time.perf_counter() - started:.2f} |")
+    return lines
+
+
+HUGE_CELL = """
+import sys
+from embedx.corpora.content import read_image
+
+item = read_image(f"parquet:1:image:{sys.argv[1]}").item
+# Not getrusage, whose maximum begins at what the parent process had.
+peak = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(int(peak) // 1024, item.error)
+"""
+
+
+def measure_huge_cell(path: Path) -> list[str]:
+    """Read a cell of 10^9 bytes between small ones."""
+    image = pa.array([b"x", bytes(10**9), b"x"], pa.large_binary())
+    pq.write_table(pa.table({"image": image}), path, compression="zstd", use_dictionary=False)
+    done = subprocess.run([sys.executable, "-c", HUGE_CELL, str(path)], capture_output=True, text=True, check=True)
+    peak_mb, error = done.stdout.split()
+    return ["", f"Reading a cell of 10^9 bytes ends as {error}; peak of the process: {peak_mb} MB."]
 
 
 def write_tars(folder: Path, count: int, members: int) -> Path:

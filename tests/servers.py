@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import threading
 import time
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -44,12 +46,25 @@ class Handler(BaseHTTPRequestHandler):
             pass
 
     def give(self, data: bytes, status: int = 200, **headers: str) -> None:
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if asked and status == 200 and self.path not in self.behaviours:
+            size, first = len(data), int(asked[1])
+            data = data[first : int(asked[2]) + 1 if asked[2] else None]
+            status, headers = 206, {**headers, "Content-Range": f"bytes {first}-{first + len(data) - 1}/{size}"}
         self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
         self.wfile.write(data)
+
+    def do_HEAD(self) -> None:
+        data = self.files.get(self.path)
+        self.send_response(404 if data is None else 200)
+        self.send_header("Content-Length", str(len(data or b"")))
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("ETag", f'"{zlib.crc32(data or b"")}"')
+        self.end_headers()
 
     def whole(self) -> None:
         self.give(self.files[self.path])

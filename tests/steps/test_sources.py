@@ -35,6 +35,7 @@ def corpus(tmp_path_factory):
     env = photos.PIXELS
     with servers.web_server() as web, servers.s3_server() as s3, servers.dask_cluster(env) as scheduler:
         web.files.update({f"/{name}": data for name, data in FILES.items()})
+        web.files["/photos.tar"] = (folder / "photos.tar").read_bytes()
         photos.write_url_table(folder / "urls.jsonl", web.url, FILES)
         objects = {f"photos/{name}": data for name, data in FILES.items()}
         servers.fill_bucket(
@@ -42,10 +43,10 @@ def corpus(tmp_path_factory):
             "corpus",
             {**objects, "photos.tar": folder / "photos.tar", "t/photos.parquet": folder / "photos.parquet"},
         )
-        yield Command(folder), servers.s3_options(s3), {**env, "EMBEDX_CLUSTER": scheduler}
+        yield Command(folder), servers.s3_options(s3), {**env, "EMBEDX_CLUSTER": scheduler}, web.url
 
 
-def sources(options):
+def sources(options, url):
     return {
         "folder": ["photos"],
         "tar": ["photos.tar"],
@@ -54,14 +55,15 @@ def sources(options):
         "urls": ["urls.jsonl", "--allow-private-networks"],
         "s3": ["s3://corpus/photos/", *options],
         "s3-tar": ["s3://corpus/photos.tar", *options],
+        "web-tar": [f"{url}/photos.tar"],
         "s3-parquet": ["s3://corpus/t/", *options],
     }
 
 
 def test_every_kind_of_source_gives_the_same_store(corpus):
-    command, options, env = corpus
+    command, options, env, url = corpus
     found = {}
-    for name, arguments in sources(options).items():
+    for name, arguments in sources(options, url).items():
         report = command.json("extract", *arguments, *FLAGS, "--out", f"{name}-store", env=env)
         assert (report["items"]["embedded"], report["items"]["failed"]) == (10, 2), (name, report)
         found[name] = contents(command, f"{name}-store")
@@ -74,6 +76,6 @@ def test_every_kind_of_source_gives_the_same_store(corpus):
             np.testing.assert_array_equal(theirs[item_id], vector, err_msg=f"{name} {item_id}")
         assert their_labels == labels, name
         assert their_failures == failures, name
-    for name, arguments in sources(options).items():
+    for name, arguments in sources(options, url).items():
         again = command.json("extract", *arguments, *FLAGS, "--out", f"{name}-store", "--dry-run", env=env)
         assert (again["items"]["planned"], again["items"]["unchanged"]) == (0, 10), (name, again)

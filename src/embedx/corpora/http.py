@@ -11,23 +11,21 @@ import email.utils
 import functools
 import os
 import random
-import socket
 import ssl
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.client import IncompleteRead
-from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
 import urllib3
-from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from embedx.core.specs import Access
 from embedx.corpora.addresses import Resolver
+from embedx.corpora.connections import Attempt, PlainPool, SecurePool, current, trust
 from embedx.corpora.decode import MAX_FILE_BYTES
 from embedx.corpora.locators import url_problem
 from embedx.corpora.storage import ReadError
@@ -82,54 +80,6 @@ class _Host:
     slots: threading.Semaphore
     not_before: float = 0.0
     failed_in_row: int = 0
-
-
-@dataclass
-class _Attempt:
-    """One attempt: when it must be over, and the connection that it uses just now."""
-
-    deadline: float
-    sockets: list[Any] = field(default_factory=list)
-
-    @property
-    def left_s(self) -> float:
-        return self.deadline - time.monotonic()
-
-    def abort(self) -> None:
-        for sock in self.sockets:
-            with suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
-
-
-_current = threading.local()
-
-
-class _Noted:
-    """A connection that tells the attempt which socket it uses, so that a server that drips cannot hold it."""
-
-    sock: Any
-
-    def request(self, *args: Any, **kwargs: Any) -> None:
-        if self.sock is None:
-            self.connect()  # type: ignore[attr-defined]
-        _current.attempt.sockets.append(self.sock)
-        super().request(*args, **kwargs)  # type: ignore[misc]
-
-
-class _Plain(_Noted, HTTPConnection):
-    pass
-
-
-class _Secure(_Noted, HTTPSConnection):
-    pass
-
-
-class _PlainPool(urllib3.HTTPConnectionPool):
-    ConnectionCls = _Plain
-
-
-class _SecurePool(urllib3.HTTPSConnectionPool):
-    ConnectionCls = _Secure
 
 
 class Fetcher:
@@ -189,8 +139,8 @@ class Fetcher:
             yield
 
     def _attempt(self, url: str, seconds: float) -> bytes:
-        attempt = _Attempt(time.monotonic() + seconds)
-        _current.attempt = attempt
+        attempt = Attempt(time.monotonic() + seconds)
+        current.attempt = attempt
         watch = threading.Timer(seconds, attempt.abort)
         watch.daemon = True
         watch.start()
@@ -203,7 +153,7 @@ class Fetcher:
         finally:
             watch.cancel()
 
-    def _follow(self, url: str, attempt: _Attempt) -> bytes:
+    def _follow(self, url: str, attempt: Attempt) -> bytes:
         first = url
         for _ in range(self.limits.redirects + 1):
             response = self._open(url, attempt)
@@ -217,7 +167,7 @@ class Fetcher:
                 raise ReadError(f"{first} redirects to {target[:200]!r}, which is not fetched", "BadRedirect", False)
         raise ReadError(f"{first} redirects more than {self.limits.redirects} times", "TooManyRedirects", False)
 
-    def _open(self, url: str, attempt: _Attempt) -> urllib3.BaseHTTPResponse:
+    def _open(self, url: str, attempt: Attempt) -> urllib3.BaseHTTPResponse:
         parts = urlsplit(url)
         scheme, host = parts.scheme.lower(), parts.hostname or ""
         port = parts.port or (443 if scheme == "https" else 80)
@@ -250,14 +200,14 @@ class Fetcher:
             if key not in self._pools:
                 size = self.limits.per_host
                 if scheme == "https":
-                    self._pools[key] = _SecurePool(
-                        address, port, maxsize=size, server_hostname=host, assert_hostname=host, ssl_context=_trust()
+                    self._pools[key] = SecurePool(
+                        address, port, maxsize=size, server_hostname=host, assert_hostname=host, ssl_context=trust()
                     )
                 else:
-                    self._pools[key] = _PlainPool(address, port, maxsize=size)
+                    self._pools[key] = PlainPool(address, port, maxsize=size)
             return self._pools[key]
 
-    def _body(self, url: str, response: urllib3.BaseHTTPResponse, attempt: _Attempt) -> bytes:
+    def _body(self, url: str, response: urllib3.BaseHTTPResponse, attempt: Attempt) -> bytes:
         if response.status != 200:
             response.close()
             retried = response.status in RETRIED
@@ -314,16 +264,6 @@ def _explained(url: str, error: Exception) -> ReadError:
     if isinstance(error, urllib3.exceptions.LocationValueError) or type(error) is ValueError:
         return ReadError(f"{url}: {text[:200]}", "BadUrl", False)
     return ReadError(f"{url}: {text[:200] or type(error).__name__}", type(error).__name__)
-
-
-@functools.cache
-def _trust() -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    with suppress(ImportError):  # some systems keep no certificates where Python looks
-        import certifi
-
-        context.load_verify_locations(certifi.where())
-    return context
 
 
 @functools.cache
