@@ -62,7 +62,10 @@ def test_a_bf16_store_of_large_jpegs(embedx, tmp_path, shared):
     real = sorted((shared / "data" / "clothing" / "test").rglob("*.jpg"))[::33]
     for number, path in enumerate(real[:10]):
         enlarge(path, folder / f"{number}.jpg")
-    encoder = ("--encoder", "torchvision:squeezenet1_0", "--weights", shared / "weights" / "squeezenet1_0.pth")
+    weights = shared / "weights" / "squeezenet1_0.pth"
+    # An early layer, which is surely inside the gate; the last one is on its edge.
+    layer = ("--layer", "features.5", "--pooling", "avg")
+    encoder = ("--encoder", "torchvision:squeezenet1_0", "--weights", weights, *layer)
     fast = embedx.json("extract", "photos", *encoder, "--precision", "bf16", "--out", "fast")
     exact = embedx.json("extract", "photos", *encoder, "--precision", "fp32", "--out", "exact")
     assert fast["reduced_jpegs"] == 10
