@@ -56,7 +56,8 @@ def race(contestants: list[Contestant], rounds: int, warm_up: int = 1) -> None:
     for number in range(-warm_up, rounds):
         for contestant in contestants:
             contestant.run(counted=number >= 0)
-            print(f"round {number}: {contestant.name}", file=sys.stderr, flush=True)
+            took = f"{contestant.seconds[-1]:.1f} s" if number >= 0 else "warm-up"
+            print(f"round {number}: {contestant.name}: {took}", file=sys.stderr, flush=True)
 
 
 def table(contestants: list[Contestant], items: int) -> list[str]:

@@ -96,12 +96,14 @@ def main() -> None:
     parser.add_argument("photos", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="*", choices=CASES, default=list(CASES))
+    parser.add_argument("--items", type=int, help="only so many photographs, spread over the folder")
     parser.add_argument("--short", action="store_true", help="a fifth of the photographs, 2 rounds")
     arguments = parser.parse_args()
     photos = sorted(arguments.photos.rglob("*.jpg"))
     if not photos:
         sys.exit(f"{arguments.photos} holds no .jpg files: name a folder of photographs")
-    photos = photos[::5] if arguments.short else photos
+    items = arguments.items or (len(photos) // 5 if arguments.short else len(photos))
+    photos = [photos[position * len(photos) // items] for position in range(min(items, len(photos)))]
     rounds = 2 if arguments.short else arguments.rounds
     lines: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
