@@ -162,6 +162,10 @@ def extract(
             envvar="EMBEDX_MAX_REQUESTS",
         ),
     ] = None,
+    profile: Annotated[
+        Path | None,
+        option("--profile", help="Write where the time went, for ui.perfetto.dev: FILE.json.", panel="How"),
+    ] = None,
     as_json: output.AsJson = False,
 ) -> int:
     """Embed a corpus with a frozen encoder; only what is new or changed, resumable at any moment."""
@@ -191,7 +195,7 @@ def extract(
         mirror=mirror,
         max_removed=parse_share("--max-removed", max_removed),
     )
-    resources = Resources(cluster, workers, device, runtime, max_requests=max_requests)
+    resources = Resources(cluster, workers, device, runtime, max_requests=max_requests, profile=profile)
     report = _run(spec, resources, dry_run, estimate)
     is_forecast = dry_run or estimate
     output.show_report(report, as_json, forecast_lines(report) if is_forecast else summary_lines(report))

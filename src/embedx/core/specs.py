@@ -284,6 +284,7 @@ class Resources:
         runtime: auto, openvino or torch.
         threads: cores to use; None is the real quota.
         max_requests: the most requests to a remote encoder, of all processes together; None has no limit.
+        profile: where to write a trace of the run.
     """
 
     cluster: str = "local"
@@ -292,6 +293,7 @@ class Resources:
     runtime: str = "auto"
     threads: int | None = None
     max_requests: int | None = None
+    profile: Path | None = None
 
     def __post_init__(self) -> None:
         _check_choice("--device", self.device, ("auto", "cpu", "cuda"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -12,12 +13,14 @@ import numpy as np
 from embedx.core.errors import FingerprintMismatchError, StoreError
 from embedx.core.meter import Meter, metered
 from embedx.core.paths import write_json
+from embedx.core.phases import Phases
 from embedx.core.reports import Progress, ProgressHook, Report, no_progress
 from embedx.core.specs import ExtractSpec, Resources
 from embedx.engine.cluster import Cluster, open_cluster
 from embedx.engine.interrupts import Interrupts, draining_on_signals
 from embedx.engine.window import Outcome, Task, Window
 from embedx.inference.gates import measure_fidelity
+from embedx.steps.bottleneck import write_trace
 from embedx.steps.extract_report import report_extraction
 from embedx.steps.extract_shard import ShardJob, extract_shard, rewrite_shard
 from embedx.steps.flight import Run, check_workers, make_job, raise_outcome, try_encoder
@@ -53,35 +56,37 @@ def extract(spec: ExtractSpec, resources: Resources | None = None, progress: Pro
 
 
 def _extract(spec: ExtractSpec, resources: Resources, progress: ProgressHook) -> Report:
-    _, _, understood = open_all(spec)  # What is wrong is said before anything is written.
+    phases = Phases()
+    with phases.span("open"):
+        _, _, understood = open_all(spec)  # What is wrong is said before anything is written.
     with runs.writing(spec.out) as store, draining_on_signals() as interrupts:
         # Again, under the lock: another run may have created or changed the store meanwhile.
         store_card, card, corpus = open_all(spec, understood.sources)
         snapshot, history = delta.open_snapshot(spec.out), runs.read_history(store)
         layout = store.run(runs.new_run_name(store, snapshot.sequence))
         try:
-            plan = make_plan(Planning(spec, corpus, card, store_card, snapshot, history, store, progress), layout)
+            with phases.span("plan"):
+                plan = make_plan(Planning(spec, corpus, card, store_card, snapshot, history, store, progress), layout)
             interrupts.check("stopped while planning", "Nothing was begun; run the same command again")
             publication = Publication(store, plan, history, store_card, spec.max_failures)
-            run = Run(spec, resources, progress, card, corpus, publication)
+            run = Run(spec, resources, progress, card, corpus, publication, phases)
             if plan.is_empty:
                 _discard_unwanted(publication)
-                return _report(run, snapshot.version)
+                return report_extraction(run, snapshot.version)
             if plan.shard_rows or plan.new_rewrites:
                 _check_space(run)
                 _compute(run, interrupts)
-            version = publish(publication)
+            with phases.span("publish"):
+                version = publish(publication)
         finally:
             # Without its marker a plan is of no use to anybody.
             if not layout.file("run.json").exists():
                 runs.discard_record(layout)
-        report = _report(run, version)
+        report = report_extraction(run, version)
         clean_up(publication, report)
+        if resources.profile is not None:
+            write_trace(resources.profile, phases, publication.receipts)
         return report
-
-
-def _report(run: Run, version: int) -> Report:
-    return report_extraction(run.publication, run.corpus, run.card, run.preflight, version)
 
 
 def _discard_unwanted(publication: Publication) -> None:
@@ -113,17 +118,21 @@ def _compute(run: Run, interrupts: Interrupts) -> None:
     state.note = "starting workers"
     run.progress(state)
     try:
-        with open_cluster(run.resources) as cluster:
-            job = make_job(run, cluster)
-            check_workers(cluster, job)
+        with ExitStack() as stack:
+            with run.phases.span("start workers"):
+                cluster = stack.enter_context(open_cluster(run.resources))
+                job = make_job(run, cluster)
+                check_workers(cluster, job)
             if plan.shard_rows:
                 state.note = "loading the encoder"
                 run.progress(state)
-                job = _fly(run, cluster, job, interrupts)
+                with run.phases.span("try encoder"):
+                    job = _fly(run, cluster, job, interrupts)
             mark_begun(run.publication)
             interrupts.check("stopped before the first shard", RESUME)
             state.note, state.started = "", time.monotonic()
-            _run_tasks(run, cluster, job, state, interrupts)
+            with run.phases.span("embed"):
+                _run_tasks(run, cluster, job, state, interrupts)
     finally:
         run.progress(replace(state, note="done"))
     interrupts.check(

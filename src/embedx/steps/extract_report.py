@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 
 import psutil
 
@@ -11,29 +10,21 @@ from embedx.core.contracts import EncoderCard
 from embedx.core.meter import current_meter
 from embedx.core.reports import Report
 from embedx.corpora.listing import Corpus
+from embedx.steps.bottleneck import describe_bottleneck, encoder_busy_share, sum_stages
+from embedx.steps.flight import Run
 from embedx.steps.planning import Plan
-from embedx.steps.preflight import Preflight
-from embedx.steps.publishing import Publication
-
-WAITING_SHARE = 40
-"""Percent of the time that the encoder waits, from which on preparation is called the bottleneck."""
 
 
-def report_extraction(
-    publication: Publication, corpus: Corpus, card: EncoderCard, preflight: Preflight | None, version: int
-) -> Report:
+def report_extraction(run: Run, version: int) -> Report:
     """Return the report of `extract`."""
+    publication, corpus, card, preflight = run.publication, run.corpus, run.card, run.preflight
     plan, known = publication.plan, publication.card
     own_rows = sum(receipt.rows for receipt in publication.embedded)
     embedded = own_rows + plan.kinds.get("adopted", 0)
     failed = sum(receipt.failed for receipt in publication.receipts) + plan.adopted_failed
     # A clock that was set back must not make a run of negative length.
     seconds = max(0.0, time.time() - psutil.Process().create_time())
-    stages: Counter[str] = Counter()
-    counts: Counter[str] = Counter()
-    for receipt in publication.receipts:
-        stages.update(receipt.seconds)  # type: ignore[arg-type]
-        counts.update(receipt.counts)
+    stages, counts = sum_stages(publication.receipts)
     report: Report = {
         "out": str(publication.store.root),
         "run": None if plan.is_empty else plan.layout.run,
@@ -48,8 +39,10 @@ def report_extraction(
         "rewritten_bytes": sum(receipt.size_bytes for receipt in publication.rewritten),
         "seconds": round(seconds, 3),
         "items_per_s": round(own_rows / seconds, 1) if seconds else 0.0,
-        "bottleneck": describe_bottleneck(stages),
+        "bottleneck": describe_bottleneck(stages, corpus.kind, known.precision if known else ""),
+        "encoder_busy_share": encoder_busy_share(stages),
         "stage_seconds": {name: round(value, 2) for name, value in sorted(stages.items())},
+        "phase_seconds": {name: round(value, 3) for name, value in run.phases.seconds().items()},
         "encoder": {
             "ref": card.ref,
             "fingerprint": card.fingerprint,
@@ -112,16 +105,3 @@ def item_counts(plan: Plan, corpus: Corpus, embedded: int, failed: int) -> dict[
         "duplicates": plan.duplicates,
         "ignored": sum(corpus.ignored.values()),
     }
-
-
-def describe_bottleneck(stages: Counter[str]) -> str:
-    """Return one line on what the workers' time went to, from busy and waiting seconds per stage."""
-    waited, forwarding = stages["wait_prepare"], stages["wait_forward"]
-    total = waited + forwarding
-    if not total:
-        return "none: nothing was embedded"
-    share = round(100 * waited / total)
-    if share >= WAITING_SHARE:
-        heavier = "reading" if stages["read"] > stages["prepare"] else "preparing"
-        return f"{heavier}: the encoder waited {share} % of the time"
-    return f"encoder: it waited {share} % of the time"

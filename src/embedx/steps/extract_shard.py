@@ -107,7 +107,7 @@ def extract_shard(job: ShardJob, shard: int, quarantined: tuple[tuple[int, str],
     path = job.layout.shard(shard)
     if path.exists():
         return read_receipt(path)
-    clock = Clock()
+    clock, started, begun = Clock(), time.time(), time.perf_counter()
     session = job.session()
     rows = _quarantine(job, read_group(job.layout.file("plan.arrow"), shard), quarantined)
     table, embedded, bytes_read = _embed_table(job, session, rows, clock)
@@ -125,10 +125,14 @@ def extract_shard(job: ShardJob, shard: int, quarantined: tuple[tuple[int, str],
         rows=table.num_rows,
         failed=len(failures),
         failures_file=failures_file,
-        seconds={name: round(value, 3) for name, value in clock.seconds.items()},
+        seconds={
+            **{name: round(value, 3) for name, value in clock.seconds.items()},
+            "total": round(time.perf_counter() - begun, 3),
+        },
         counts={**embedded.counts, "bytes_read": bytes_read},
         runtime=f"{session.embedder.runtime.name} {session.embedder.runtime.precision}",
         host=f"{socket.gethostname()}:{os.getpid()}",
+        started=round(started, 3),
         **_id_range(table),
     )
     return write_shard(path, table, receipt)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from embedx.core.contracts import EncoderCard
 from embedx.core.errors import EmbedxError
 from embedx.core.meter import current_meter
+from embedx.core.phases import Phases
 from embedx.core.reports import Progress, ProgressHook
 from embedx.core.specs import ExtractSpec, Resources
 from embedx.corpora.listing import Corpus
@@ -31,6 +32,7 @@ class Run:
         card: the encoder's.
         corpus: understood.
         publication: plan, receipts and what becomes of them.
+        phases: what the time goes to.
         preflight: what the trial of the encoder found; None if nothing was embedded.
     """
 
@@ -40,6 +42,7 @@ class Run:
     card: EncoderCard
     corpus: Corpus
     publication: Publication
+    phases: Phases
     preflight: Preflight | None = None
 
 

@@ -11,12 +11,14 @@ from tempfile import TemporaryDirectory
 
 from embedx.core.errors import CorpusError
 from embedx.core.meter import Meter, current_meter, metered
+from embedx.core.phases import Phases
 from embedx.core.reports import Progress, ProgressHook, Report, no_progress
 from embedx.core.specs import ExtractSpec, Resources
 from embedx.engine.cluster import Cluster, open_cluster
 from embedx.engine.interrupts import draining_on_signals
 from embedx.engine.window import Task, Window
-from embedx.steps.extract_report import describe_bottleneck, report_plan
+from embedx.steps.bottleneck import describe_bottleneck
+from embedx.steps.extract_report import report_plan
 from embedx.steps.extract_shard import Sample, ShardJob, sample_rows
 from embedx.steps.flight import Run, check_workers, make_job, raise_outcome, try_encoder
 from embedx.steps.opening import open_all
@@ -76,7 +78,7 @@ def _estimate(spec: ExtractSpec, resources: Resources, progress: ProgressHook, s
         usage = current_meter().sums()
     report = report_plan(plan, run.corpus, run.card)
     report["estimate"] = {
-        **sampled.forecast(plan.to_embed),
+        **sampled.forecast(plan.to_embed, run.corpus.kind),
         "precision": flown.precision,
         "why_precision": flown.why,
         "runtime": flown.runtime,
@@ -92,7 +94,7 @@ def _plan(spec: ExtractSpec, resources: Resources, folder: Path, progress: Progr
     planning = Planning(spec, corpus, card, store_card, snapshot, history, store, progress)
     plan = make_plan(planning, RunLayout(folder, "plan"))
     publication = Publication(StoreLayout(folder), plan, history, store_card, spec.max_failures)
-    return Run(spec, resources, progress, card, corpus, publication)
+    return Run(spec, resources, progress, card, corpus, publication, Phases())
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class _Sampled:
     samples: list[Sample]
     seconds: float
 
-    def forecast(self, planned: int) -> dict[str, object]:
+    def forecast(self, planned: int, kind: str) -> dict[str, object]:
         items = sum(sample.items for sample in self.samples)
         stages: Counter[str] = Counter()
         for sample in self.samples:
@@ -114,7 +116,7 @@ class _Sampled:
             "items_per_s": round(items / self.seconds, 1),
             "seconds": round(self.seconds * share, 1),
             "bytes": round(sum(sample.file_bytes for sample in self.samples) * share),
-            "bottleneck": describe_bottleneck(stages),
+            "bottleneck": describe_bottleneck(stages, kind),
         }
 
 

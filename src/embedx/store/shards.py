@@ -54,6 +54,7 @@ class Receipt:
         counts: further sums, e.g. tokens, padded tokens, bytes read, truncated texts.
         runtime: what executed the encoder.
         host: the worker's host and process.
+        started: when the task began, in seconds since the epoch.
     """
 
     run: str
@@ -71,6 +72,7 @@ class Receipt:
     counts: dict[str, int] = field(default_factory=dict)
     runtime: str = ""
     host: str = ""
+    started: float = 0.0
 
     @property
     def items(self) -> int:
