@@ -9,6 +9,7 @@ plan and publish. The driver's memory is its peak of anonymous pages (pages of m
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -20,11 +21,13 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 from harness import write_results
 
 CHILD = "--child"
+MEASURED = "measured="
 
 
 def main() -> None:
@@ -105,7 +108,11 @@ def embedx(home: Path, *flags: str, env: dict[str, str] | None = None, exit_stat
 
 
 def run_measured(arguments: list[str], env: dict[str, str] | None = None, exit_status: int = 0) -> dict:
-    """Run `embedx extract` with some arguments; returns its report, seconds and peak memory."""
+    """Run `embedx extract` with some arguments.
+
+    Returns:
+        Its report, seconds, peak_mb (of the driver), tree_peak_mb (with its workers), cpu_s (of the driver).
+    """
     command = [sys.executable, __file__, CHILD, "extract", *arguments, "--json"]
     here = Path(__file__).parent
     plugins = [str(here / "stub"), str(here.parent / "tests" / "plugins" / "pixels")]
@@ -117,20 +124,24 @@ def run_measured(arguments: list[str], env: dict[str, str] | None = None, exit_s
     seconds = time.perf_counter() - started
     if done.returncode != exit_status:
         sys.exit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
-    peak = float(done.stderr.rstrip().rsplit("peak_mb=", 1)[1])
-    return {"seconds": seconds, "peak_mb": peak, "report": json.loads(done.stdout)}
+    measured = json.loads(done.stderr.rstrip().rsplit(MEASURED, 1)[1])
+    return {"seconds": seconds, "report": json.loads(done.stdout), **measured}
 
 
 def run_child(arguments: list[str]) -> None:
-    """Run the command line in this process and say its peak of anonymous memory."""
-    peak = 0.0
+    """Run the command line in this process and say its peak of anonymous memory, and its workers'."""
+    own, tree = 0.0, 0.0
+    me = psutil.Process()
 
     def watch() -> None:
-        nonlocal peak
-        while True:
-            with open("/proc/self/status") as status:
-                peak = max(peak, *(int(line.split()[1]) / 1024 for line in status if line.startswith("RssAnon")))
-            time.sleep(0.02)
+        nonlocal own, tree
+        workers: list[psutil.Process] = []
+        for tick in itertools.count():
+            if tick % 25 == 0:
+                workers = me.children(recursive=True)
+            mine = anonymous_mb(me.pid)
+            own, tree = max(own, mine), max(tree, mine + sum(anonymous_mb(worker.pid) for worker in workers))
+            time.sleep(0.04)
 
     threading.Thread(target=watch, daemon=True).start()
     sys.argv[1:] = arguments
@@ -139,7 +150,18 @@ def run_child(arguments: list[str]) -> None:
     try:
         command_line()
     finally:
-        print(f"peak_mb={peak:.0f}", file=sys.stderr)
+        times = me.cpu_times()
+        measured = {"peak_mb": own, "tree_peak_mb": tree, "cpu_s": times.user + times.system}
+        print(f"{MEASURED}{json.dumps(measured)}", file=sys.stderr)
+
+
+def anonymous_mb(pid: int) -> float:
+    """Return a process's anonymous pages in MB; 0 once it is gone."""
+    try:
+        with open(f"/proc/{pid}/status") as status:
+            return next((int(line.split()[1]) / 1024 for line in status if line.startswith("RssAnon")), 0.0)
+    except OSError:
+        return 0.0
 
 
 if __name__ == "__main__":
