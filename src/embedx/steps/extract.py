@@ -146,6 +146,7 @@ def _fly(run: Run, cluster: Cluster, job: ShardJob, interrupts: Interrupts) -> S
             columns=job.columns,
             content_column=job.content_column,
             why_precision=flown.why,
+            long=job.long,
         )
         write_json(run.publication.store.encoder, card.to_dict())
         run.publication.card = card

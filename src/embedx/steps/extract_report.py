@@ -64,12 +64,29 @@ def report_extraction(
     if counts.get("padded_cost"):
         report["padding_share"] = round(1 - counts["cost"] / counts["padded_cost"], 4)
     if corpus.kind == "text":
-        report["truncated"] = counts.get("truncated", 0)
+        report |= _text_counts(publication)
     if usage := current_meter().sums():
         report["usage"] = usage
     if words := counts.get("words"):
         shares = {name: counts[f"{name}_words"] / words for name in ("unknown", "composed")}
         report["words"] = {"read": words, **{f"{name}_share": round(share, 4) for name, share in shares.items()}}
+    return report
+
+
+def _text_counts(publication: Publication) -> Report:
+    """Return how many of the run's distinct texts were longer than the encoder reads, and what became of them."""
+    receipts = [*publication.embedded, *(receipt for _, receipt in publication.plan.adopted)]
+    counts: Counter[str] = Counter()
+    for receipt in receipts:
+        counts.update(receipt.counts)
+    read = sum(receipt.items for receipt in receipts) - counts["copies"]
+    report: Report = {
+        "truncated": counts["truncated"],
+        "truncated_share": round(counts["truncated"] / read, 4) if read else 0.0,
+    }
+    if publication.card and publication.card.long.chunks:
+        how = {"mode": publication.card.long.mode, "pool": publication.card.long.pool}
+        report["long"] = {**how, "chunked": counts["chunked"], "windows": counts["windows"]}
     return report
 
 

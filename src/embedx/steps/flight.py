@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from embedx.core.contracts import EncoderCard
 from embedx.core.errors import EmbedxError
+from embedx.core.long_texts import TRUNCATED
 from embedx.core.meter import current_meter
 from embedx.core.reports import Progress, ProgressHook
 from embedx.core.specs import ExtractSpec, Resources
@@ -63,6 +64,7 @@ def make_job(run: Run, cluster: Cluster) -> ShardJob:
         threads=cluster.threads_per_worker,
         access=run.spec.corpus.access,
         max_requests=run.resources.max_requests,
+        long=known.long if known else run.spec.long or TRUNCATED,
     )
 
 

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from embedx.core.contracts import EncoderCard
 from embedx.core.digests import fingerprint
 from embedx.core.errors import StoreError
+from embedx.core.long_texts import TRUNCATED, LongTexts
 from embedx.store import delta
 from embedx.store.layout import STORE_FORMAT, StoreLayout
 from embedx.store.schema import RESERVED, CarriedColumn, vectors_from_array
@@ -33,6 +34,7 @@ class StoreCard:
         columns: the carried columns.
         content_column: the carried column that repeats the text itself, if one does.
         why_precision: how `auto` decided, for people.
+        long: how long texts are read.
     """
 
     encoder: EncoderCard
@@ -42,12 +44,14 @@ class StoreCard:
     columns: tuple[CarriedColumn, ...]
     content_column: str | None = None
     why_precision: str = ""
+    long: LongTexts = TRUNCATED
 
     @property
     def basis(self) -> str:
-        """Fingerprint of what makes finished shards of another run fit: encoder, precision, mantissa, columns."""
+        """Fingerprint of what makes finished shards of another run fit: encoder, precision, mantissa, columns, long."""
         columns = [[column.name, column.type] for column in self.columns]
-        return fingerprint([self.encoder.fingerprint, self.precision, self.full_bits, columns, self.content_column])
+        basis = [self.encoder.fingerprint, self.precision, self.full_bits, columns, self.content_column]
+        return fingerprint([*basis, self.long.to_dict()] if self.long.chunks else basis)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the file's JSON."""
@@ -59,6 +63,7 @@ class StoreCard:
             "full_bits": self.full_bits,
             "columns": [{"name": column.name, "type": column.type} for column in self.columns],
             "content_column": self.content_column,
+            "long": self.long.to_dict(),
             "canaries": self.canaries,
         }
 
@@ -83,8 +88,9 @@ class StoreCard:
                 columns=tuple(CarriedColumn(**column) for column in data["columns"]),
                 content_column=data.get("content_column"),
                 why_precision=data.get("why_precision", ""),
+                long=LongTexts.from_dict(data.get("long", {"mode": "truncate"})),
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise StoreError(f"{where} is damaged: {error}", "Run embedx verify, or restore the file") from error
 
 
