@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from embedx.core.long_texts import parse_long
 from embedx.core.reports import ProgressHook, Report, no_progress
 from embedx.core.specs import CorpusSpec, EncoderSpec, ExtractSpec, FailureLimit, Resources
 from embedx.encoders.registry import parse_ref
@@ -25,6 +26,8 @@ def extract(
     columns: Sequence[str] | None = None,
     precision: str = "auto",
     max_failures: str = "1%",
+    long: str | None = None,
+    chunk_pool: str | None = None,
     resources: Resources | None = None,
     progress: ProgressHook = no_progress,
     **corpus: Any,
@@ -41,6 +44,8 @@ def extract(
         columns: columns to carry besides the default ones; an empty list carries none.
         precision: auto, fp32 or bf16.
         max_failures: a count or a percentage.
+        long: truncate or chunk: how texts longer than the encoder reads are read.
+        chunk_pool: mean or max of the chunks.
         resources: workers, device, runtime.
         progress: called with the present state.
         **corpus: further fields of `CorpusSpec`, e.g. `text_column="body"`.
@@ -64,6 +69,7 @@ def extract(
         out=Path(out),
         precision=precision,  # type: ignore[arg-type]
         max_failures=FailureLimit.parse(max_failures),
+        long=parse_long(long, chunk_pool),
     )
     return step(spec, resources, progress)
 

@@ -10,6 +10,7 @@ import typer
 
 from embedx.cli import output
 from embedx.core.errors import UsageError
+from embedx.core.long_texts import parse_long
 from embedx.core.reports import Report
 from embedx.core.specs import (
     Access,
@@ -123,6 +124,13 @@ def extract(
     store_precision: Annotated[
         str, option("--store-precision", help="Mantissa bits kept: 10 or full.", panel="Encoder")
     ] = "10",
+    long: Annotated[
+        str | None,
+        option("--long", help="Texts longer than the encoder reads: truncate, or chunk to read all.", panel="Encoder"),
+    ] = None,
+    chunk_pool: Annotated[
+        str | None, option("--chunk-pool", help="mean or max of the chunks: one row per text.", panel="Encoder")
+    ] = None,
     max_failures: Annotated[
         str, option("--max-failures", help="Failed items tolerated: N or P%; beyond it exit 3.", panel="Run")
     ] = "1%",
@@ -194,6 +202,7 @@ def extract(
         retry_failed=retry_failed,
         mirror=mirror,
         max_removed=parse_share("--max-removed", max_removed),
+        long=parse_long(long, chunk_pool),
     )
     resources = Resources(cluster, workers, device, runtime, max_requests=max_requests, profile=profile)
     report = _run(spec, resources, dry_run, estimate)
@@ -252,11 +261,19 @@ def summary_lines(report: Report) -> Iterator[str]:
     if words := report.get("words"):
         composed = f", {words['composed_share']:.1%} put together from parts" if words["composed_share"] else ""
         yield f"{words['read']:,} words read, {words['unknown_share']:.1%} unknown to the encoder{composed}"
+    yield from _long_lines(report)
     if encoder["note"]:
         yield encoder["note"]
     if items["failed"] or items["failed_before"]:
         yield f"failed items are listed by: embedx failures {report['out']}"
     yield from _ignored_lines(report)
+
+
+def _long_lines(report: Report) -> Iterator[str]:
+    if share := report.get("truncated_share"):
+        yield f"{share:.1%} of the texts are longer than the encoder reads: --long chunk reads all of them"
+    if (long := report.get("long")) and long["chunked"]:
+        yield f"{long['chunked']:,} long texts were read in chunks, {long['windows']:,} chunks of all texts"
 
 
 def forecast_lines(report: Report) -> Iterator[str]:
@@ -274,6 +291,7 @@ def forecast_lines(report: Report) -> Iterator[str]:
         about = f"about {output.format_seconds(estimate['seconds'])} and {output.format_bytes(estimate['bytes'])}"
         yield f"{took}{failed}: {about} for all, on {estimate['runtime']}"
         yield f"bottleneck: {estimate['bottleneck']}"
+        yield from _long_lines(estimate)
     yield from _ignored_lines(report)
 
 

@@ -156,7 +156,11 @@ class DirectFunction(Protocol):
 
 
 class Encoder(Protocol):
-    """A frozen model with its preprocessing. Knows nothing of devices, batching or Dask."""
+    """A frozen model with its preprocessing. Knows nothing of devices, batching or Dask.
+
+    One of texts may have `windows`: a function from texts to the overlapping windows of each that it reads whole,
+    as (start, stop) in characters; `--long chunk` needs it.
+    """
 
     @property
     def card(self) -> EncoderCard:

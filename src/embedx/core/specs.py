@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from embedx.core.errors import UsageError
+from embedx.core.long_texts import LongTexts
 
 Kind = Literal["image", "text"]
 Precision = Literal["auto", "fp32", "bf16"]
@@ -240,6 +241,7 @@ class ExtractSpec:
         retry_failed: try items again whose unchanged content failed before.
         mirror: remove what is gone from the listed sources.
         max_removed: the largest share of the store's rows that `mirror` may remove.
+        long: how texts longer than the encoder reads are read; None is the store's way, of a new one truncation.
     """
 
     corpus: CorpusSpec
@@ -251,6 +253,7 @@ class ExtractSpec:
     retry_failed: bool = False
     mirror: bool = False
     max_removed: float = 0.2
+    long: LongTexts | None = None
 
     def __post_init__(self) -> None:
         _check_choice("--precision", self.precision, ("auto", "fp32", "bf16"))

@@ -15,6 +15,7 @@ from embedx.core.specs import EncoderSpec
 from embedx.encoders.cards import KnownCard, open_card
 from embedx.encoders.model_folder import folder_state
 from embedx.encoders.tokenization import TextTokenizer
+from embedx.encoders.windows import Span, WindowCutter
 
 CANARIES = (
     "The quick brown fox jumps over the lazy dog.",
@@ -28,6 +29,9 @@ CANARIES = (
 Tokenize = Callable[[list[str]], tuple[list[list[int]], list[bool]]]
 """Texts -> the token ids that the model reads of each, and whether a text had more of them. Thread-safe."""
 
+CutWindows = Callable[[list[str]], list[list[Span]]]
+"""Texts -> the windows of each that the model reads whole. Thread-safe."""
+
 
 class TextEncoder:
     """An encoder of texts; the module that it builds takes padded ids and their mask.
@@ -38,16 +42,24 @@ class TextEncoder:
         load: returns the torch module, (input_ids, attention_mask) -> (n, dim) float32; called by `build`.
         prompt: words put before every text.
         pad_id: the token that fills shorter texts up, on the right.
+        windows: cuts long texts; None where that is not possible.
     """
 
     def __init__(
-        self, card: EncoderCard, tokenize: Tokenize, load: Callable[[], Any], prompt: str = "", pad_id: int = 0
+        self,
+        card: EncoderCard,
+        tokenize: Tokenize,
+        load: Callable[[], Any],
+        prompt: str = "",
+        pad_id: int = 0,
+        windows: CutWindows | None = None,
     ) -> None:
         self._card = card
         self._tokenize = tokenize
         self._load = load
         self._prompt = prompt
         self._pad_id = pad_id
+        self.windows = windows
 
     @property
     def card(self) -> EncoderCard:
@@ -161,4 +173,6 @@ def open_text_encoder(
         known.check_weights()
         return load(known)
 
-    return TextEncoder(known.card, tokenizer, reload, known.card.identity["prompt"], tokenizer.pad_id)
+    prompt = known.card.identity["prompt"]
+    windows = WindowCutter(tokenizer, prompt) if tokenizer.max_tokens else None
+    return TextEncoder(known.card, tokenizer, reload, prompt, tokenizer.pad_id, windows)

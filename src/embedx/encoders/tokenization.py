@@ -10,6 +10,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from embedx.core.digests import canonical_json
 from embedx.core.errors import EncoderError
 
@@ -52,6 +54,23 @@ class TextTokenizer:
             tokenizer.enable_truncation(self.max_tokens, direction=self.direction)
         return tokenizer
 
+    @cached_property
+    def _whole(self) -> Any:
+        from tokenizers import Tokenizer
+
+        return Tokenizer.from_str(self.state)
+
+    def offsets(self, text: str) -> np.ndarray:
+        """Return (n, 2) int64: (start, stop) in characters of the tokens of a whole text, without special ones."""
+        encoding = self._whole.encode(text, add_special_tokens=False)
+        offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+        return offsets[offsets[:, 1] > offsets[:, 0]]
+
+    def count_around(self, prompt: str) -> int:
+        """Return how many tokens besides its own a text has: the special ones and those of a prompt before it."""
+        special = self._whole.num_special_tokens_to_add(False) if self.special_tokens else 0
+        return int(special) + len(self._whole.encode(prompt, add_special_tokens=False).ids)
+
     def __call__(self, texts: list[str]) -> tuple[list[list[int]], list[bool]]:
         """Return the ids of each text, and whether it was cut."""
         heads = [self._head(text) for text in texts]
@@ -68,7 +87,7 @@ class TextTokenizer:
             return text
         size, known = CHARACTERS_PER_TOKEN * self.max_tokens, None
         while 2 * size < len(text):
-            head = _up_to_a_space(text, size)
+            head = up_to_a_space(text, size)
             encoding = self._tokenizer.encode(head, add_special_tokens=self.special_tokens)
             if encoding.overflowing and encoding.ids == known:
                 return head
@@ -80,8 +99,8 @@ class TextTokenizer:
 _WORDS = re.compile(r".*\S(?=\s)", re.DOTALL)
 
 
-def _up_to_a_space(text: str, size: int) -> str:
-    """Return about `size` characters, so that no word is cut where the second half of them has a space."""
+def up_to_a_space(text: str, size: int) -> str:
+    """Return the first characters, about `size`, so that no word is cut where the second half of them has a space."""
     words = _WORDS.match(text, size // 2, size)
     return text[: words.end() if words else size]
 

@@ -156,6 +156,7 @@ def _fly(run: Run, cluster: Cluster, job: ShardJob, interrupts: Interrupts) -> S
             content_column=job.content_column,
             why_precision=flown.why,
             jpeg_side=flown.jpeg_side,
+            long=job.long,
         )
         write_json(run.publication.store.encoder, card.to_dict())
         run.publication.card = card

@@ -13,6 +13,7 @@ from embedx.corpora.listing import Corpus
 from embedx.steps.bottleneck import describe_bottleneck, encoder_busy_share, sum_stages
 from embedx.steps.flight import Run
 from embedx.steps.planning import Plan
+from embedx.steps.publishing import Publication
 
 
 def report_extraction(run: Run, version: int) -> Report:
@@ -59,12 +60,27 @@ def report_extraction(run: Run, version: int) -> Report:
     if counts.get("reduced"):
         report["reduced_jpegs"] = counts["reduced"]
     if corpus.kind == "text":
-        report["truncated"] = counts.get("truncated", 0)
+        report |= _text_counts(publication)
     if usage := current_meter().sums():
         report["usage"] = usage
     if words := counts.get("words"):
         shares = {name: counts[f"{name}_words"] / words for name in ("unknown", "composed")}
         report["words"] = {"read": words, **{f"{name}_share": round(share, 4) for name, share in shares.items()}}
+    return report
+
+
+def _text_counts(publication: Publication) -> Report:
+    """Return how many of the run's distinct texts were longer than the encoder reads, and what became of them."""
+    receipts = [*publication.embedded, *(receipt for _, receipt in publication.plan.adopted)]
+    _, counts = sum_stages(receipts)
+    read = sum(receipt.items for receipt in receipts) - counts["copies"]
+    report: Report = {
+        "truncated": counts["truncated"],
+        "truncated_share": round(counts["truncated"] / read, 4) if read else 0.0,
+    }
+    if publication.card and publication.card.long.chunks:
+        how = {"mode": publication.card.long.mode, "pool": publication.card.long.pool}
+        report["long"] = {**how, "chunked": counts["chunked"], "windows": counts["windows"]}
     return report
 
 

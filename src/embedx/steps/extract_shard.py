@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from embedx.core.contracts import Broken, ItemFailure
+from embedx.core.long_texts import TRUNCATED, LongTexts
 from embedx.core.meter import Meter, metered
 from embedx.core.specs import NO_ACCESS, Access
 from embedx.core.threads import cpu_quota
@@ -23,6 +24,7 @@ from embedx.corpora.content import ImageReader
 from embedx.inference.pipeline import Clock, Embedded
 from embedx.inference.runtimes import machine_has_bf16
 from embedx.steps.encoding import Session, shared_session
+from embedx.steps.long_texts import embed_texts
 from embedx.store.layout import RunLayout
 from embedx.store.listing import read_group
 from embedx.store.schema import CarriedColumn, round_mantissa, store_schema, vector_array
@@ -49,6 +51,7 @@ class ShardJob:
         access: how images outside this machine are reached.
         max_requests: of a remote encoder, in the whole run; None has no limit.
         jpeg_side: to how many pixels of the shorter side JPEGs may be reduced in decoding; 0 is not at all.
+        long: how long texts are read.
     """
 
     root: str
@@ -66,6 +69,7 @@ class ShardJob:
     access: Access = NO_ACCESS
     max_requests: int | None = None
     jpeg_side: int = 0
+    long: LongTexts = TRUNCATED
 
     @property
     def meter(self) -> Meter:
@@ -147,12 +151,14 @@ class Sample:
         failed: of these.
         seconds: busy seconds per stage.
         file_bytes: of a shard file of these rows.
+        counts: sums, as in a receipt.
     """
 
     items: int
     failed: int
     seconds: dict[str, float]
     file_bytes: int
+    counts: dict[str, int]
 
 
 def sample_rows(job: ShardJob, shard: int, start: int, stop: int) -> Sample:
@@ -162,7 +168,7 @@ def sample_rows(job: ShardJob, shard: int, start: int, stop: int) -> Sample:
     table, embedded, _ = _embed_table(job, job.session(), rows, clock)
     receipt = Receipt(job.run, shard, job.fingerprint, job.precision, table.num_rows, len(embedded.failures))
     size = encode_shard(table, receipt).size
-    return Sample(rows.num_rows, len(embedded.failures), dict(clock.seconds), size)
+    return Sample(rows.num_rows, len(embedded.failures), dict(clock.seconds), size, embedded.counts)
 
 
 def _embed_table(job: ShardJob, session: Session, rows: pa.RecordBatch, clock: Clock) -> tuple[pa.Table, Embedded, int]:
@@ -196,7 +202,7 @@ def _id_range(table: pa.Table) -> dict[str, Any]:
 def embed_rows(job: ShardJob, session: Session, rows: pa.RecordBatch, clock: Clock) -> tuple[Embedded, list[str], int]:
     """Embed a plan's rows; returns the result, the digest of each row, and the bytes read."""
     with metered(job.meter):
-        return _embed_texts(session, rows, clock) if job.kind == "text" else _embed_images(job, session, rows, clock)
+        return (_embed_texts if job.kind == "text" else _embed_images)(job, session, rows, clock)
 
 
 def _embed_images(
@@ -227,7 +233,9 @@ def _embed_images(
     return replace(embedded, counts={**embedded.counts, "reduced": int(reduced.sum())}), digests, sum(sizes)
 
 
-def _embed_texts(session: Session, rows: pa.RecordBatch, clock: Clock) -> tuple[Embedded, list[str], int]:
+def _embed_texts(
+    job: ShardJob, session: Session, rows: pa.RecordBatch, clock: Clock
+) -> tuple[Embedded, list[str], int]:
     """Embed texts, each distinct one once."""
     digests = rows.column("identity").to_pylist()
     _, first, copies = np.unique(np.array(digests, dtype=object), return_index=True, return_inverse=True)
@@ -239,13 +247,8 @@ def _embed_texts(session: Session, rows: pa.RecordBatch, clock: Clock) -> tuple[
     texts = distinct.column("content").to_pylist()
     problems = distinct.column("problem").to_pylist()
 
-    def fetch(start: int, stop: int) -> list[Any]:
-        return [
-            text if problem is None else Broken("read", "BadText", problem)
-            for text, problem in zip(texts[start:stop], problems[start:stop])
-        ]
-
-    once = session.embed(len(texts), fetch, clock)
+    items = [text if problem is None else Broken("read", "BadText", problem) for text, problem in zip(texts, problems)]
+    once = embed_texts(session, items, job.long, clock)
     size = int(pc.sum(pc.binary_length(rows.column("content"))).as_py() or 0)
     if len(texts) == rows.num_rows:
         return once, digests, size

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from embedx.core.contracts import EncoderCard
 from embedx.core.errors import EmbedxError
+from embedx.core.long_texts import TRUNCATED
 from embedx.core.meter import current_meter
 from embedx.core.phases import Phases
 from embedx.core.reports import Progress, ProgressHook
@@ -67,6 +68,7 @@ def make_job(run: Run, cluster: Cluster) -> ShardJob:
         access=run.spec.corpus.access,
         max_requests=run.resources.max_requests,
         jpeg_side=known.jpeg_side if known else 0,
+        long=known.long if known else run.spec.long or TRUNCATED,
     )
 
 

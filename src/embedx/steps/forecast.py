@@ -50,7 +50,7 @@ def estimate_extract(
 
     Returns:
         The report of `plan_extract` with `estimate`: sampled, failed, items_per_s, seconds, bytes, bottleneck,
-        precision, runtime. `seconds` and `bytes` are of the whole run.
+        precision, runtime, and truncated_share of texts. `seconds` and `bytes` are of the whole run.
 
     Raises:
         CorpusError: there is nothing to embed.
@@ -82,6 +82,7 @@ def _estimate(spec: ExtractSpec, resources: Resources, progress: ProgressHook, s
         "precision": flown.precision,
         "why_precision": flown.why,
         "runtime": flown.runtime,
+        **({"truncated_share": sampled.truncated_share()} if run.corpus.kind == "text" else {}),
         **({"usage": usage} if usage else {}),
     }
     return report
@@ -118,6 +119,13 @@ class _Sampled:
             "bytes": round(sum(sample.file_bytes for sample in self.samples) * share),
             "bottleneck": describe_bottleneck(stages, kind),
         }
+
+    def truncated_share(self) -> float:
+        """Return the part of the distinct texts that are longer than the encoder reads."""
+        counts: Counter[str] = Counter(items=sum(sample.items for sample in self.samples))
+        for sample in self.samples:
+            counts.update(sample.counts)
+        return round(counts["truncated"] / (counts["items"] - counts["copies"]), 4)
 
 
 def _sample(run: Run, cluster: Cluster, job: ShardJob, seconds: float) -> _Sampled:

@@ -125,6 +125,7 @@ def _job(store: Store, run: str) -> ShardJob:
         runtime="auto",
         device="auto",
         threads=0,
+        long=card.long,
     )
 
 

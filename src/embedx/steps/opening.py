@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from embedx.core.contracts import EncoderCard
+from embedx.core.contracts import Encoder, EncoderCard
 from embedx.core.errors import FingerprintMismatchError, UsageError
+from embedx.core.long_texts import LongTexts
 from embedx.core.specs import EncoderSpec, ExtractSpec
 from embedx.corpora.listing import Corpus, open_corpus
 from embedx.corpora.sources import Source
@@ -26,9 +27,12 @@ def open_all(
     """
     runs.check_out(spec.out)
     store_card = _known_card(spec.out)
-    card = open_encoder(spec.encoder).card
+    encoder = open_encoder(spec.encoder)
+    card = encoder.card
     if store_card is not None:
         _check_store(spec, store_card, card)
+    if spec.long is not None:
+        _check_long(spec.long, encoder)
     if card.direct and spec.precision == "bf16":
         raise UsageError(f"{card.ref} computes in float32 by itself, not in bf16", "Leave out --precision")
     frozen = store_card.columns if store_card else None
@@ -56,6 +60,20 @@ def _remedy(card: EncoderCard, kind: str) -> str:
     return "Choose an encoder for it; see embedx encoders"
 
 
+def _check_long(long: LongTexts, encoder: Encoder) -> None:
+    card = encoder.card
+    if card.modality != "text":
+        raise UsageError(f"--long is about texts, {card.ref} embeds {card.modality}s", "Leave out --long")
+    if long.chunks and getattr(encoder, "windows", None) is None:
+        reads_all = "max_tokens" in card.input and card.input["max_tokens"] is None
+        raise UsageError(
+            f"{card.ref} reads texts of any length" if reads_all else f"{card.ref} cannot cut texts into windows",
+            "Leave out --long: it reads every text whole"
+            if reads_all
+            else "Use --long truncate, or cut the texts yourself",
+        )
+
+
 def _known_card(root: Path) -> StoreCard | None:
     """Return the card that binds this run: of a store with a version, or with a run that can be resumed."""
     layout = StoreLayout(root)
@@ -76,6 +94,11 @@ def _check_store(spec: ExtractSpec, store_card: StoreCard, card: EncoderCard) ->
         raise FingerprintMismatchError(
             f"{spec.out} was created with precision {store_card.precision}, not {spec.precision}",
             "Leave out --precision, or extract to another --out",
+        )
+    if spec.long not in (None, store_card.long):
+        raise FingerprintMismatchError(
+            f"{spec.out} was created with {store_card.long.flags}, not {spec.long.flags}",
+            "Leave out --long and --chunk-pool, or extract to another --out",
         )
     if spec.full_bits and not store_card.full_bits:
         raise FingerprintMismatchError(

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from embedx.core.contracts import EncoderCard
 from embedx.core.errors import CorpusError, UsageError
+from embedx.core.long_texts import TRUNCATED, LongTexts
 from embedx.core.reports import Progress, ProgressHook
 from embedx.core.shards import SHARD_FLOPS, ShardCutter, iterate_groups
 from embedx.core.specs import Access, ExtractSpec, shard_items_override
@@ -113,6 +114,11 @@ class Planning:
     history: RunHistory
     store: StoreLayout
     progress: ProgressHook
+
+    @property
+    def long(self) -> LongTexts:
+        """How long texts are read."""
+        return self.store_card.long if self.store_card else self.spec.long or TRUNCATED
 
 
 def make_plan(planning: Planning, layout: RunLayout) -> Plan:
@@ -269,7 +275,7 @@ def _cut(planning: Planning, diff: Diff, listing: Path, plan: Plan) -> None:
     """Copy the rows to embed from the listing into shards, in listing order."""
     card = planning.card
     cutter = ShardCutter(card.dim, shard_items_override())
-    max_tokens = card.input.get("max_tokens")
+    max_tokens = None if planning.long.chunks else card.input.get("max_tokens")
     wanted = diff.rows_to_embed(plan.listed)
     with PlanWriter(plan.layout.file("plan.arrow"), planning.corpus.columns) as writer:
         for batch in iterate_listing(listing):

@@ -14,6 +14,7 @@ from embedx.corpora.content import read_image
 from embedx.inference.gates import measure_fidelity
 from embedx.steps.artefacts import artefact_kind
 from embedx.steps.encoding import open_encoder_session
+from embedx.steps.long_texts import embed_texts
 from embedx.store.reader import Store, open_store
 from embedx.store.verification import find_store_problems
 
@@ -64,7 +65,8 @@ def _deep_problems(store: Store, count: int) -> list[dict[str, str]]:
     contents: list[Any] = rows.column(column).to_pylist()
     if store.card.modality == "image":
         contents = [read_image(path, jpeg_side=store.store_card.jpeg_side).item for path in contents]
-    again, failures = session.embed_items(contents)
+    embedded = embed_texts(session, contents, store.store_card.long)
+    again, failures = embedded.vectors, embedded.failures
     ids = rows.column("item_id").to_pylist()
     problems = [
         {"path": str(store.path), "message": f"item {ids[position]!r} cannot be embedded again: {broken.message}"}

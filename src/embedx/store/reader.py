@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from embedx.core.contracts import EncoderCard
 from embedx.core.digests import fingerprint
 from embedx.core.errors import StoreError
+from embedx.core.long_texts import TRUNCATED, LongTexts
 from embedx.store import delta
 from embedx.store.layout import STORE_FORMAT, StoreLayout
 from embedx.store.schema import RESERVED, CarriedColumn, vectors_from_array
@@ -34,6 +35,7 @@ class StoreCard:
         content_column: the carried column that repeats the text itself, if one does.
         why_precision: how `auto` decided, for people.
         jpeg_side: to how many pixels of the shorter side JPEGs are reduced in decoding; 0 is not at all.
+        long: how long texts are read.
     """
 
     encoder: EncoderCard
@@ -44,14 +46,16 @@ class StoreCard:
     content_column: str | None = None
     why_precision: str = ""
     jpeg_side: int = 0
+    long: LongTexts = TRUNCATED
 
     @property
     def basis(self) -> str:
-        """Fingerprint of what makes finished shards of another run fit: encoder, precision, mantissa, columns."""
+        """Fingerprint of what makes finished shards of another run fit: encoder, precision, mantissa, columns, long."""
         columns = [[column.name, column.type] for column in self.columns]
         made = [self.encoder.fingerprint, self.precision, self.full_bits, columns, self.content_column]
         # Only where it says something: runs that began before there was such a thing must stay resumable.
-        return fingerprint([*made, self.jpeg_side] if self.jpeg_side else made)
+        said = [self.jpeg_side] if self.jpeg_side else [self.long.to_dict()] if self.long.chunks else []
+        return fingerprint([*made, *said])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the file's JSON."""
@@ -64,6 +68,7 @@ class StoreCard:
             "full_bits": self.full_bits,
             "columns": [{"name": column.name, "type": column.type} for column in self.columns],
             "content_column": self.content_column,
+            "long": self.long.to_dict(),
             "canaries": self.canaries,
         }
 
@@ -89,8 +94,9 @@ class StoreCard:
                 content_column=data.get("content_column"),
                 why_precision=data.get("why_precision", ""),
                 jpeg_side=data.get("jpeg_side", 0),
+                long=LongTexts.from_dict(data.get("long", {"mode": "truncate"})),
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise StoreError(f"{where} is damaged: {error}", "Run embedx verify, or restore the file") from error
 
 

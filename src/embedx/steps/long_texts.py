@@ -1,0 +1,117 @@
+"""Texts longer than their encoder reads: cut into windows, which are embedded like texts, and brought together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from embedx.core.contracts import Broken
+from embedx.core.long_texts import LongTexts
+from embedx.inference.pipeline import NOT_FINITE, Clock, Embedded
+from embedx.steps.encoding import Session
+
+
+def embed_texts(session: Session, items: Sequence[Any], long: LongTexts, clock: Clock | None = None) -> Embedded:
+    """Embed items, long texts among them as `long` says.
+
+    Args:
+        session: the encoder.
+        items: texts, or a Broken in a text's place; with truncation also images.
+        long: how long texts are read.
+        clock: counts the seconds.
+    """
+    clock = clock or Clock()
+    if not long.chunks:
+        return session.embed(len(items), lambda start, stop: items[start:stop], clock)
+    with clock.stage("prepare"):
+        windows = cut_windows(session, items)
+    contents = windows.contents
+    embedded = session.embed(len(contents), lambda start, stop: contents[start:stop], clock)
+    pooled = pool_windows(embedded, windows, long.pool or "mean", session.card.normalized)
+    counts = {"windows": len(contents), "chunked": int((windows.counts > 1).sum())}
+    return replace(pooled, counts={**pooled.counts, **counts})
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The windows of some texts, one after the other.
+
+    Attributes:
+        contents: w texts; a Broken is its item's only window.
+        counts: (n,) int64, how many windows each item has; at least 1.
+    """
+
+    contents: list[Any]
+    counts: np.ndarray
+
+    @property
+    def owners(self) -> np.ndarray:
+        """(w,) int64, the item of each window; ascending."""
+        return np.repeat(np.arange(len(self.counts)), self.counts)
+
+    @property
+    def firsts(self) -> np.ndarray:
+        """(n,) int64, the first window of each item."""
+        return np.cumsum(self.counts) - self.counts
+
+
+def cut_windows(session: Session, items: Sequence[Any]) -> Windows:
+    """Cut texts into windows that the encoder reads whole."""
+    texts = [item for item in items if not isinstance(item, Broken)]
+    spans = iter(session.embedder.encoder.windows(texts))  # type: ignore[attr-defined]
+    contents: list[Any] = []
+    counts = np.empty(len(items), dtype=np.int64)
+    for position, item in enumerate(items):
+        parts = [item] if isinstance(item, Broken) else [item[start:stop] for start, stop in next(spans)]
+        contents.extend(parts)
+        counts[position] = len(parts)
+    return Windows(contents, counts)
+
+
+def pool_windows(embedded: Embedded, windows: Windows, pool: str, normalized: bool) -> Embedded:
+    """Return one vector per item: the mean or the maximum of its windows' vectors, in float32.
+
+    An item fails as a whole where one of its windows does. An item of one window keeps that window's vector.
+
+    Args:
+        embedded: of the windows.
+        windows: which belong to which item.
+        pool: mean or max.
+        normalized: whether vectors are of length 1, and shall be again.
+    """
+    failures = item_failures(embedded, windows)
+    whole = np.ones(len(windows.counts), dtype=bool)
+    whole[list(failures)] = False
+    positions = np.flatnonzero(whole)
+    vectors = embedded.vectors[whole[windows.owners[embedded.positions]]]
+    counts = windows.counts[positions]
+    if not len(positions) or len(vectors) == len(positions):
+        return replace(embedded, vectors=vectors, positions=positions, failures=failures)
+    reduce = np.maximum if pool == "max" else np.add
+    pooled = reduce.reduceat(vectors, np.cumsum(counts) - counts, axis=0)
+    if pool == "mean":
+        pooled /= counts[:, None]
+    if normalized:
+        several = counts > 1
+        with np.errstate(invalid="ignore", divide="ignore"):
+            pooled[several] /= np.linalg.norm(pooled[several], axis=1, keepdims=True)
+    finite = np.isfinite(pooled).all(axis=1)
+    failures |= dict.fromkeys(positions[~finite].tolist(), NOT_FINITE)
+    return Embedded(pooled[finite], positions[finite], failures, embedded.counts)
+
+
+def item_failures(embedded: Embedded, windows: Windows) -> dict[int, Broken]:
+    """Return item -> why it failed: the first of its windows that did."""
+    owners, firsts = windows.owners, windows.firsts
+    failures: dict[int, Broken] = {}
+    for window, broken in sorted(embedded.failures.items()):
+        item = int(owners[window])
+        count = int(windows.counts[item])
+        if count > 1:
+            number = window - int(firsts[item]) + 1
+            broken = replace(broken, message=f"window {number} of {count}: {broken.message}")
+        failures.setdefault(item, broken)
+    return failures
