@@ -97,7 +97,7 @@ def _check_space(run: Run) -> None:
     plan = run.publication.plan
     replaced = {rewrite.path for _, rewrite in plan.new_rewrites}
     rewritten = sum(file.size_bytes for file in plan.snapshot.files if file.path in replaced)
-    wanted = plan.to_embed * run.card.dim * 4 + rewritten
+    wanted = plan.new_rows * run.card.dim * 4 + rewritten
     free = shutil.disk_usage(run.publication.store.root).free
     if wanted > free:
         raise StoreError(

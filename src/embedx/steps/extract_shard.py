@@ -6,7 +6,7 @@ import os
 import secrets
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,10 @@ from embedx.corpora.content import ImageReader
 from embedx.inference.pipeline import Clock, Embedded
 from embedx.inference.runtimes import machine_has_bf16
 from embedx.steps.encoding import Session, shared_session
-from embedx.steps.long_texts import embed_texts
+from embedx.steps.long_texts import EmbeddedChunks, embed_texts, spread_copies
 from embedx.store.layout import RunLayout
 from embedx.store.listing import read_group
-from embedx.store.schema import CarriedColumn, round_mantissa, store_schema, vector_array
+from embedx.store.schema import CarriedColumn, owner_ids, round_mantissa, store_schema, vector_array
 from embedx.store.shards import Receipt, encode_shard, read_receipt, write_failures, write_shard
 
 
@@ -131,6 +131,7 @@ def extract_shard(job: ShardJob, shard: int, quarantined: tuple[tuple[int, str],
         counts={**embedded.counts, "bytes_read": bytes_read},
         runtime=f"{session.embedder.runtime.name} {session.embedder.runtime.precision}",
         host=f"{socket.gethostname()}:{os.getpid()}",
+        parents=rows.num_rows - len(failures) if job.long.has_rows else None,
         **_id_range(table),
     )
     return write_shard(path, table, receipt)
@@ -169,7 +170,10 @@ def _embed_table(job: ShardJob, session: Session, rows: pa.RecordBatch, clock: C
     """Embed rows; returns the store's rows, what came of each, and the bytes read."""
     embedded, digests, bytes_read = embed_rows(job, session, rows, clock)
     vectors = embedded.vectors if job.full_bits else round_mantissa(embedded.vectors)
-    return _build_table(job, rows, embedded.positions, vectors, digests), embedded, bytes_read
+    table = _build_table(job, rows, embedded.positions, vectors, digests)
+    if isinstance(embedded, EmbeddedChunks):
+        table = _name_chunks(job, table, embedded)
+    return table, embedded, bytes_read
 
 
 def _quarantine(job: ShardJob, rows: pa.RecordBatch, quarantined: tuple[tuple[int, str], ...]) -> pa.RecordBatch:
@@ -243,17 +247,8 @@ def _embed_texts(
     size = int(pc.sum(pc.binary_length(rows.column("content"))).as_py() or 0)
     if len(texts) == rows.num_rows:
         return once, digests, size
-    row_of = np.full(len(texts), -1, dtype=np.int64)
-    row_of[once.positions] = np.arange(len(once.positions))
-    source = row_of[of_row]
-    positions = np.flatnonzero(source >= 0)
-    failures = {
-        row: once.failures[int(position)]
-        for row, position in enumerate(of_row.tolist())
-        if int(position) in once.failures
-    }
     counts = {**once.counts, "copies": rows.num_rows - len(texts)}
-    return Embedded(once.vectors[source[positions]], positions, failures, counts), digests, size
+    return replace(spread_copies(once, of_row), counts=counts), digests, size
 
 
 def _build_table(
@@ -272,6 +267,22 @@ def _build_table(
         columns[column.name] = good.column(name)
     schema = store_schema(job.columns)
     return pa.Table.from_arrays([columns[name] for name in schema.names], schema=schema)
+
+
+def _name_chunks(job: ShardJob, table: pa.Table, chunks: EmbeddedChunks) -> pa.Table:
+    """Give chunks their own id and text, and their item's id as parent; whole texts stay as they are."""
+    numbers = chunks.numbers.tolist()
+    owners = table.column("item_id").to_pylist()
+    columns: dict[str, list[Any]] = {
+        "item_id": [own if number < 0 else f"{own}#c{number:04d}" for own, number in zip(owners, numbers)],
+        "parent_id": [None if number < 0 else own for own, number in zip(owners, numbers)],
+    }
+    if job.content_column is not None:
+        columns[job.content_column] = chunks.texts
+    for name, values in columns.items():
+        place = table.schema.get_field_index(name)
+        table = table.set_column(place, table.schema.field(place), pa.array(values, pa.string()))
+    return table
 
 
 def _item_failures(rows: pa.RecordBatch, failures: dict[int, Broken]) -> list[tuple[ItemFailure, str]]:
@@ -303,7 +314,7 @@ def rewrite_shard(job: ShardJob, shard: int, old_path: str, group: int) -> Recei
     table = pq.read_table(Path(job.root) / old_path, partitioning=None).cast(store_schema(job.columns))
     updates = changes.filter(changes.column("update"))
     drops = changes.filter(pc.invert(changes.column("update"))).column("item_id")
-    table = table.filter(pc.invert(pc.is_in(table.column("item_id"), value_set=drops)))
+    table = table.filter(pc.invert(pc.is_in(owner_ids(table), value_set=drops)))
     if updates.num_rows:
         table = _apply_updates(job, table, updates)
     receipt = Receipt(
@@ -321,7 +332,7 @@ def rewrite_shard(job: ShardJob, shard: int, old_path: str, group: int) -> Recei
 
 
 def _apply_updates(job: ShardJob, table: pa.Table, updates: pa.Table) -> pa.Table:
-    found = pc.index_in(table.column("item_id"), value_set=updates.column("item_id"))
+    found = pc.index_in(owner_ids(table), value_set=updates.column("item_id"))
     changed = pc.is_valid(found)
     names = {"source": "source"}
     names |= {column.name: f"c_{column.name}" for column in job.columns if column.name != job.content_column}

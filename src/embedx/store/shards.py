@@ -54,6 +54,7 @@ class Receipt:
         counts: further sums, e.g. tokens, padded tokens, bytes read, truncated texts.
         runtime: what executed the encoder.
         host: the worker's host and process.
+        parents: items that have rows, where an item may have several; None: one row each.
     """
 
     run: str
@@ -71,11 +72,17 @@ class Receipt:
     counts: dict[str, int] = field(default_factory=dict)
     runtime: str = ""
     host: str = ""
+    parents: int | None = None
+
+    @property
+    def embedded(self) -> int:
+        """Items of the shard that have a vector."""
+        return self.rows if self.parents is None else self.parents
 
     @property
     def items(self) -> int:
         """Items of the shard."""
-        return self.rows + self.failed
+        return self.embedded + self.failed
 
     def to_json(self) -> str:
         """Return the footer's text."""
