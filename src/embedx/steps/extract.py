@@ -19,12 +19,13 @@ from embedx.engine.interrupts import Interrupts, draining_on_signals
 from embedx.engine.window import Outcome, Task, Window
 from embedx.inference.gates import measure_fidelity
 from embedx.steps.extract_report import report_extraction
-from embedx.steps.extract_shard import ShardJob, extract_shard, rewrite_shard
+from embedx.steps.extract_shard import ShardJob, extract_shard
 from embedx.steps.flight import Run, check_workers, make_job, raise_outcome, try_encoder
 from embedx.steps.opening import open_all
 from embedx.steps.planning import Planning, make_plan
 from embedx.steps.poison import find_poison
 from embedx.steps.publishing import RESUME, Publication, clean_up, mark_begun, publish
+from embedx.steps.rewrite_shard import rewrite_shard
 from embedx.store import delta, runs
 from embedx.store.reader import StoreCard
 from embedx.store.shards import Receipt

@@ -11,9 +11,10 @@ from embedx.core.errors import CorpusError, StoreError
 from embedx.core.reports import Report
 from embedx.corpora.tables import Table, table_format
 from embedx.engine.interrupts import draining_on_signals
-from embedx.steps.extract_shard import ShardJob, rewrite_shard
+from embedx.steps.extract_shard import ShardJob
 from embedx.steps.planning import Plan
 from embedx.steps.publishing import Publication, clean_up, mark_begun, publish
+from embedx.steps.rewrite_shard import rewrite_shard
 from embedx.store import cleaning, delta, runs
 from embedx.store.reader import Store, open_store
 from embedx.store.rewrites import Standing, write_rewrites
