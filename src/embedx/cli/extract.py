@@ -129,7 +129,8 @@ def extract(
         option("--long", help="Texts longer than the encoder reads: truncate, or chunk to read all.", panel="Encoder"),
     ] = None,
     chunk_pool: Annotated[
-        str | None, option("--chunk-pool", help="mean or max of the chunks: one row per text.", panel="Encoder")
+        str | None,
+        option("--chunk-pool", help="mean or max of the chunks: one row per text, not per chunk.", panel="Encoder"),
     ] = None,
     max_failures: Annotated[
         str, option("--max-failures", help="Failed items tolerated: N or P%; beyond it exit 3.", panel="Run")

@@ -20,7 +20,7 @@ class LongTexts:
 
     Attributes:
         mode: truncate reads the beginning; chunk reads all of it, in overlapping windows.
-        pool: mean or max of the windows' vectors, one row for each text; None truncates.
+        pool: mean or max of the windows' vectors, one row for each text; None keeps each window as a row of its own.
     """
 
     mode: str = "truncate"
@@ -30,6 +30,11 @@ class LongTexts:
     def chunks(self) -> bool:
         """Whether texts are cut into windows."""
         return self.mode == "chunk"
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether a text may have several rows, its chunks."""
+        return self.chunks and self.pool is None
 
     @property
     def flags(self) -> str:
@@ -67,6 +72,4 @@ def parse_long(mode: str | None, pool: str | None) -> LongTexts | None:
             raise UsageError(f"{flag} {value!r} is not one of {', '.join(choices)}", f"Pass {' or '.join(choices)}")
     if pool is not None and mode != "chunk":
         raise UsageError(f"--chunk-pool {pool} pools the windows of --long chunk", "Pass --long chunk too")
-    if mode == "chunk" and pool is None:
-        raise UsageError("--long chunk needs to know how windows become one vector", "Pass --chunk-pool mean or max")
     return LongTexts(mode, pool) if mode else None

@@ -92,7 +92,7 @@ class VectorIndex:
         Raises:
             UsageError: no such item, k below 1, or a condition that is broken or holds for no item.
         """
-        row = self._row(item_id)
+        row = self.row(item_id)
         own = np.array([row], dtype=np.int64)
         return self._hits(self._flat.search(self._flat.vectors(own), _checked_k(k), self._mask(where), own))
 
@@ -102,19 +102,24 @@ class VectorIndex:
         Raises:
             UsageError: no such item.
         """
-        return np.asarray(self._flat.vectors(np.array([self._row(item_id)], dtype=np.int64))[0])
+        return np.asarray(self._flat.vectors(np.array([self.row(item_id)], dtype=np.int64))[0])
 
-    def table(self, rows: np.ndarray) -> pa.Table:
-        """Return `item_id` and the carried columns of (m,) rows, in their order."""
-        return self._items.take(rows)
+    def row(self, item_id: str) -> int:
+        """Return an item's row.
 
-    def _row(self, item_id: str) -> int:
+        Raises:
+            UsageError: no such item.
+        """
         row = self._items.row_of(item_id)
         if row is None:
             closest = self._items.closest(item_id)
             remedy = f"Did you mean {closest!r}?" if closest else "Its ids are in the column item_id of ids.parquet"
             raise UsageError(f"{self.files.folder.parent.parent} has no item {item_id!r}", remedy)
         return row
+
+    def table(self, rows: np.ndarray) -> pa.Table:
+        """Return `item_id` and the carried columns of (m,) rows, in their order."""
+        return self._items.take(rows)
 
     def _mask(self, where: str | None) -> np.ndarray | None:
         return None if where is None else select_rows(self._items, where)

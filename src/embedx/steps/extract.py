@@ -22,12 +22,13 @@ from embedx.engine.window import Outcome, Task, Window
 from embedx.inference.gates import measure_fidelity
 from embedx.steps.bottleneck import write_trace
 from embedx.steps.extract_report import report_extraction
-from embedx.steps.extract_shard import ShardJob, extract_shard, rewrite_shard
+from embedx.steps.extract_shard import ShardJob, extract_shard
 from embedx.steps.flight import Run, check_workers, make_job, raise_outcome, try_encoder
 from embedx.steps.opening import open_all
 from embedx.steps.planning import Planning, make_plan
 from embedx.steps.poison import find_poison
 from embedx.steps.publishing import RESUME, Publication, clean_up, mark_begun, publish
+from embedx.steps.rewrite_shard import rewrite_shard
 from embedx.store import delta, runs
 from embedx.store.reader import StoreCard
 from embedx.store.shards import Receipt
@@ -102,7 +103,7 @@ def _check_space(run: Run) -> None:
     plan = run.publication.plan
     replaced = {rewrite.path for _, rewrite in plan.new_rewrites}
     rewritten = sum(file.size_bytes for file in plan.snapshot.files if file.path in replaced)
-    wanted = plan.to_embed * run.card.dim * 4 + rewritten
+    wanted = plan.new_rows * run.card.dim * 4 + rewritten
     free = shutil.disk_usage(run.publication.store.root).free
     if wanted > free:
         raise StoreError(

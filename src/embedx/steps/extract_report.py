@@ -14,14 +14,15 @@ from embedx.steps.bottleneck import describe_bottleneck, encoder_busy_share, sum
 from embedx.steps.flight import Run
 from embedx.steps.planning import Plan
 from embedx.steps.publishing import Publication
+from embedx.store import delta
 
 
 def report_extraction(run: Run, version: int) -> Report:
     """Return the report of `extract`."""
     publication, corpus, card, preflight = run.publication, run.corpus, run.card, run.preflight
     plan, known = publication.plan, publication.card
-    own_rows = sum(receipt.rows for receipt in publication.embedded)
-    embedded = own_rows + plan.kinds.get("adopted", 0)
+    own_items = sum(receipt.embedded for receipt in publication.embedded)
+    embedded = own_items + plan.kinds.get("adopted", 0)
     failed = sum(receipt.failed for receipt in publication.receipts) + plan.adopted_failed
     # A clock that was set back must not make a run of negative length.
     seconds = max(0.0, time.time() - psutil.Process().create_time())
@@ -31,6 +32,7 @@ def report_extraction(run: Run, version: int) -> Report:
         "run": None if plan.is_empty else plan.layout.run,
         "version": version,
         "items": item_counts(plan, corpus, embedded, failed),
+        "rows": delta.open_snapshot(publication.store.root).rows,
         "ignored_by_type": dict(corpus.ignored),
         "shards": {
             "planned": len(plan.shard_rows) + len(plan.adopted),
@@ -39,7 +41,7 @@ def report_extraction(run: Run, version: int) -> Report:
         },
         "rewritten_bytes": sum(receipt.size_bytes for receipt in publication.rewritten),
         "seconds": round(seconds, 3),
-        "items_per_s": round(own_rows / seconds, 1) if seconds else 0.0,
+        "items_per_s": round(own_items / seconds, 1) if seconds else 0.0,
         "bottleneck": describe_bottleneck(stages, corpus.kind, known.precision if known else ""),
         "encoder_busy_share": encoder_busy_share(stages),
         "stage_seconds": {name: round(value, 2) for name, value in sorted(stages.items())},
@@ -97,7 +99,7 @@ def report_plan(plan: Plan, corpus: Corpus, card: EncoderCard) -> Report:
             "computed": 0,
         },
         "rewritten_files": len(plan.new_rewrites),
-        "vector_bytes": plan.to_embed * card.dim * 4,
+        "vector_bytes": plan.new_rows * card.dim * 4,
         "sources": corpus.describe_sources(),
         "positional_ids": list(corpus.positional),
         "columns": [column.name for column in corpus.columns.carried],

@@ -1,4 +1,4 @@
-"""What a worker does: embed one shard of a plan, or rewrite one file."""
+"""What a worker does: embed one shard of a plan."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from embedx.core.contracts import Broken, ItemFailure
 from embedx.core.long_texts import TRUNCATED, LongTexts
@@ -24,10 +23,11 @@ from embedx.corpora.content import ImageReader
 from embedx.inference.pipeline import Clock, Embedded
 from embedx.inference.runtimes import machine_has_bf16
 from embedx.steps.encoding import Session, shared_session
-from embedx.steps.long_texts import embed_texts
+from embedx.steps.long_texts import embed_texts, spread_copies
+from embedx.steps.rows import StoreColumns
 from embedx.store.layout import RunLayout
 from embedx.store.listing import read_group
-from embedx.store.schema import CarriedColumn, round_mantissa, store_schema, vector_array
+from embedx.store.schema import CarriedColumn, round_mantissa
 from embedx.store.shards import Receipt, encode_shard, read_receipt, write_failures, write_shard
 
 
@@ -137,7 +137,8 @@ def extract_shard(job: ShardJob, shard: int, quarantined: tuple[tuple[int, str],
         runtime=f"{session.embedder.runtime.name} {session.embedder.runtime.precision}",
         host=f"{socket.gethostname()}:{os.getpid()}",
         started=round(started, 3),
-        **_id_range(table),
+        parents=rows.num_rows - len(failures) if job.long.has_rows else None,
+        **id_range(table),
     )
     return write_shard(path, table, receipt)
 
@@ -175,7 +176,9 @@ def _embed_table(job: ShardJob, session: Session, rows: pa.RecordBatch, clock: C
     """Embed rows; returns the store's rows, what came of each, and the bytes read."""
     embedded, digests, bytes_read = embed_rows(job, session, rows, clock)
     vectors = embedded.vectors if job.full_bits else round_mantissa(embedded.vectors)
-    return _build_table(job, rows, embedded.positions, vectors, digests), embedded, bytes_read
+    columns = StoreColumns(job.columns, job.content_column)
+    table = columns.build_table(rows, replace(embedded, vectors=vectors), digests)
+    return table, embedded, bytes_read
 
 
 def _quarantine(job: ShardJob, rows: pa.RecordBatch, quarantined: tuple[tuple[int, str], ...]) -> pa.RecordBatch:
@@ -194,7 +197,8 @@ def _quarantine(job: ShardJob, rows: pa.RecordBatch, quarantined: tuple[tuple[in
     return rows.set_column(place, rows.schema.field(place), pa.array(problems, pa.string()))
 
 
-def _id_range(table: pa.Table) -> dict[str, Any]:
+def id_range(table: pa.Table) -> dict[str, Any]:
+    """Return first_id and last_id of a receipt."""
     span = pc.min_max(table.column("item_id")).as_py()
     return {"first_id": span["min"], "last_id": span["max"]}
 
@@ -252,35 +256,8 @@ def _embed_texts(
     size = int(pc.sum(pc.binary_length(rows.column("content"))).as_py() or 0)
     if len(texts) == rows.num_rows:
         return once, digests, size
-    row_of = np.full(len(texts), -1, dtype=np.int64)
-    row_of[once.positions] = np.arange(len(once.positions))
-    source = row_of[of_row]
-    positions = np.flatnonzero(source >= 0)
-    failures = {
-        row: once.failures[int(position)]
-        for row, position in enumerate(of_row.tolist())
-        if int(position) in once.failures
-    }
     counts = {**once.counts, "copies": rows.num_rows - len(texts)}
-    return Embedded(once.vectors[source[positions]], positions, failures, counts), digests, size
-
-
-def _build_table(
-    job: ShardJob, rows: pa.RecordBatch, positions: np.ndarray, vectors: np.ndarray, digests: list[str]
-) -> pa.Table:
-    good = rows.take(pa.array(positions))
-    columns: dict[str, Any] = {
-        "item_id": good.column("item_id"),
-        "vector": vector_array(vectors),
-        "source": good.column("source"),
-        "digest": pa.array([digests[position] for position in positions.tolist()], pa.string()),
-        "parent_id": pa.nulls(good.num_rows, pa.string()),
-    }
-    for column in job.columns:
-        name = "content" if column.name == job.content_column else f"c_{column.name}"
-        columns[column.name] = good.column(name)
-    schema = store_schema(job.columns)
-    return pa.Table.from_arrays([columns[name] for name in schema.names], schema=schema)
+    return replace(spread_copies(once, of_row), counts=counts), digests, size
 
 
 def _item_failures(rows: pa.RecordBatch, failures: dict[int, Broken]) -> list[tuple[ItemFailure, str]]:
@@ -293,50 +270,3 @@ def _item_failures(rows: pa.RecordBatch, failures: dict[int, Broken]) -> list[tu
         )
         for position, broken in sorted(failures.items())
     ]
-
-
-def rewrite_shard(job: ShardJob, shard: int, old_path: str, group: int) -> Receipt:
-    """Write a file again without the rows that go and with new carried columns where they changed.
-
-    Args:
-        job: the run.
-        shard: the number of the new file.
-        old_path: the file, relative to the store.
-        group: its changes' record batch in `rewrites.arrow`.
-    """
-    path = job.layout.shard(shard)
-    if path.exists():
-        return read_receipt(path)
-    started = time.perf_counter()
-    changes = pa.Table.from_batches([read_group(job.layout.file("rewrites.arrow"), group)])
-    table = pq.read_table(Path(job.root) / old_path, partitioning=None).cast(store_schema(job.columns))
-    updates = changes.filter(changes.column("update"))
-    drops = changes.filter(pc.invert(changes.column("update"))).column("item_id")
-    table = table.filter(pc.invert(pc.is_in(table.column("item_id"), value_set=drops)))
-    if updates.num_rows:
-        table = _apply_updates(job, table, updates)
-    receipt = Receipt(
-        run=job.run,
-        shard=shard,
-        fingerprint=job.fingerprint,
-        precision=job.precision,
-        rows=table.num_rows,
-        failed=0,
-        seconds={"rewrite": round(time.perf_counter() - started, 3)},
-        host=f"{socket.gethostname()}:{os.getpid()}",
-        **_id_range(table),
-    )
-    return write_shard(path, table, receipt)
-
-
-def _apply_updates(job: ShardJob, table: pa.Table, updates: pa.Table) -> pa.Table:
-    found = pc.index_in(table.column("item_id"), value_set=updates.column("item_id"))
-    changed = pc.is_valid(found)
-    names = {"source": "source"}
-    names |= {column.name: f"c_{column.name}" for column in job.columns if column.name != job.content_column}
-    for name, new_name in names.items():
-        position = table.schema.get_field_index(name)
-        new = updates.column(new_name).take(found).combine_chunks()
-        merged = pc.if_else(changed, new, table.column(name))
-        table = table.set_column(position, table.schema.field(name), merged)
-    return table

@@ -89,7 +89,7 @@ def _load(store: Store, rows: RowLabels, spec: HeadSpec) -> tuple[LabelledVector
         "count": store.count,
         "label": spec.label,
         "labels": None if spec.labels is None else str(spec.labels),
-        "group": spec.group,
+        "group": spec.group or (None if rows.groups is None else "parent_id"),
         "test_size": spec.test_size,
         "n": len(chosen),
         "n_unlabelled": store.count - len(chosen),

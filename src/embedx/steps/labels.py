@@ -14,6 +14,7 @@ from embedx.core.errors import CorpusError, UsageError
 from embedx.corpora.tables import Table, table_format
 from embedx.corpora.values import text_of
 from embedx.store.reader import Store
+from embedx.store.schema import owner_ids
 
 ID_COLUMNS = ("item_id", "id")
 
@@ -25,7 +26,7 @@ class RowLabels:
     Attributes:
         ids: (n,) object array of str.
         labels: (n,) object array of str, None where a row has no label.
-        groups: (n,) object array of str, or None when no group was asked for.
+        groups: (n,) object array of str; None when no group was asked for and each row is an item.
         n_unmatched: ids of the labels' table that are not in the store.
     """
 
@@ -58,13 +59,15 @@ def read_labels(store: Store, label: str, table: Path | None = None, group: str 
     """
     in_table = _read_table(Path(table), label, group) if table else {}
     own = [name for name in (label, group) if name is not None and name not in in_table]
-    rows = store.table(["item_id", *dict.fromkeys(own)])
+    rows = store.table(["item_id", *dict.fromkeys(["parent_id", *own])])
+    owners = owner_ids(rows).combine_chunks()
     ids = rows.column("item_id").cast(pa.string()).combine_chunks()
     columns = {name: rows.column(name) for name in own}
     n_unmatched = 0
     if in_table:
         keys = in_table.pop("")
-        position = pc.index_in(ids, value_set=keys)
+        # A label of a text is one of all its chunks.
+        position = pc.index_in(owners, value_set=keys)
         n_distinct = pc.count_distinct(keys, mode="all").as_py()
         n_unmatched = n_distinct - pc.count_distinct(position, mode="only_valid").as_py()
         if n_unmatched == n_distinct:
@@ -80,7 +83,11 @@ def read_labels(store: Store, label: str, table: Path | None = None, group: str 
             f"the column {label!r} of {table or store.path} is empty in every row of the store",
             "Name another column, or give labels with --labels FILE",
         )
-    groups = None if group is None else _texts(columns[group])
+    if group is None and store.store_card.long.has_rows:
+        # Chunks of one text are too alike to be learned from and judged by.
+        groups: np.ndarray | None = _objects(owners)
+    else:
+        groups = None if group is None else _texts(columns[group])
     _check_groups(groups, labels, ids, group)
     return RowLabels(_objects(ids), labels, groups, n_unmatched)
 

@@ -22,6 +22,9 @@ def embed_texts(session: Session, items: Sequence[Any], long: LongTexts, clock: 
         items: texts, or a Broken in a text's place; with truncation also images.
         long: how long texts are read.
         clock: counts the seconds.
+
+    Returns:
+        The vectors; where texts have rows of chunks, those of one item one after the other, and their `chunks`.
     """
     clock = clock or Clock()
     if not long.chunks:
@@ -30,9 +33,12 @@ def embed_texts(session: Session, items: Sequence[Any], long: LongTexts, clock: 
         windows = cut_windows(session, items)
     contents = windows.contents
     embedded = session.embed(len(contents), lambda start, stop: contents[start:stop], clock)
-    pooled = pool_windows(embedded, windows, long.pool or "mean", session.card.normalized)
+    if long.pool:
+        result = pool_windows(embedded, windows, long.pool, session.card.normalized)
+    else:
+        result = list_chunks(embedded, windows)
     counts = {"windows": len(contents), "chunked": int((windows.counts > 1).sum())}
-    return replace(pooled, counts={**pooled.counts, **counts})
+    return replace(result, counts={**result.counts, **counts})
 
 
 @dataclass(frozen=True)
@@ -101,6 +107,52 @@ def pool_windows(embedded: Embedded, windows: Windows, pool: str, normalized: bo
     finite = np.isfinite(pooled).all(axis=1)
     failures |= dict.fromkeys(positions[~finite].tolist(), NOT_FINITE)
     return Embedded(pooled[finite], positions[finite], failures, embedded.counts)
+
+
+@dataclass(frozen=True)
+class EmbeddedChunks(Embedded):
+    """Vectors of which several may belong to one item.
+
+    Attributes:
+        numbers: (m,) int64, each row's number among the chunks of its item; -1 where it is the whole item.
+        texts: m texts of the rows.
+    """
+
+    numbers: np.ndarray
+    texts: list[str]
+
+
+def list_chunks(embedded: Embedded, windows: Windows) -> EmbeddedChunks:
+    """Return the windows of the items that succeeded; an item fails as a whole where one of its windows does."""
+    failures = item_failures(embedded, windows)
+    whole = np.ones(len(windows.counts), dtype=bool)
+    whole[list(failures)] = False
+    owners = windows.owners
+    kept = np.flatnonzero(whole[owners])
+    vectors = embedded.vectors[whole[owners[embedded.positions]]]
+    numbers = np.where(windows.counts[owners] > 1, np.arange(len(owners)) - windows.firsts[owners], -1)
+    texts = [windows.contents[window] for window in kept.tolist()]
+    return EmbeddedChunks(vectors, owners[kept], failures, embedded.counts, numbers[kept], texts)
+
+
+def spread_copies(once: Embedded, of_row: np.ndarray) -> Embedded:
+    """Give rows of equal content the vectors that were computed once.
+
+    Args:
+        once: of the distinct contents.
+        of_row: (n,) int64, the distinct content of each row.
+    """
+    starts = np.searchsorted(once.positions, of_row, side="left")
+    counts = np.searchsorted(once.positions, of_row, side="right") - starts
+    ends = np.cumsum(counts)
+    source = np.arange(counts.sum()) + np.repeat(starts - (ends - counts), counts)
+    positions = np.repeat(np.arange(len(of_row)), counts)
+    failures = {row: once.failures[item] for row, item in enumerate(of_row.tolist()) if item in once.failures}
+    spread = replace(once, vectors=once.vectors[source], positions=positions, failures=failures)
+    if isinstance(spread, EmbeddedChunks):
+        texts = [spread.texts[row] for row in source.tolist()]
+        return replace(spread, numbers=spread.numbers[source], texts=texts)
+    return spread
 
 
 def item_failures(embedded: Embedded, windows: Windows) -> dict[int, Broken]:

@@ -11,9 +11,10 @@ from embedx.core.errors import CorpusError, StoreError
 from embedx.core.reports import Report
 from embedx.corpora.tables import Table, table_format
 from embedx.engine.interrupts import draining_on_signals
-from embedx.steps.extract_shard import ShardJob, rewrite_shard
+from embedx.steps.extract_shard import ShardJob
 from embedx.steps.planning import Plan
 from embedx.steps.publishing import Publication, clean_up, mark_begun, publish
+from embedx.steps.rewrite_shard import rewrite_shard
 from embedx.store import cleaning, delta, runs
 from embedx.store.reader import Store, open_store
 from embedx.store.rewrites import Standing, write_rewrites
@@ -45,7 +46,8 @@ def delete(path: Path, ids: Iterable[str]) -> Report:
         if found.num_rows == store.count:
             raise CorpusError(f"all {store.count} items of {path} would go", "Remove the folder instead")
         run = layout.run(runs.new_run_name(layout, store.snapshot.sequence))
-        plan = Plan(run, store.snapshot, removed=found.num_rows)
+        removed = set(found.column("item_id").to_pylist())  # a text in chunks has several rows
+        plan = Plan(run, store.snapshot, removed=len(removed))
         # Unlike an extraction this closes no interrupted run: what those have finished can still be adopted.
         history = runs.read_history(layout)
         publication = Publication(
@@ -70,8 +72,8 @@ def delete(path: Path, ids: Iterable[str]) -> Report:
                 runs.discard_record(run)
                 runs.discard_shards(run, set())
             raise
-        missing = sorted(set(wanted) - set(found.column("item_id").to_pylist()))
-        report = {"path": str(path), "version": version, "removed": found.num_rows, "missing": missing}
+        missing = sorted(set(wanted) - removed)
+        report = {"path": str(path), "version": version, "removed": len(removed), "missing": missing}
         clean_up(publication, report)
         return report
 
@@ -94,7 +96,7 @@ def read_ids(path: Path) -> list[str]:
 
 
 def _find(store: Store, ids: list[str]) -> pa.Table:
-    """Return the table (path, item_id, update) of the rows to drop."""
+    """Return the table (path, item_id, update, rows) of the rows to drop."""
     pieces = []
     wanted = pa.array(ids, pa.string())
     for file in store.snapshot.files:
@@ -103,6 +105,7 @@ def _find(store: Store, ids: list[str]) -> pa.Table:
             "path": pa.array([file.path] * len(found), pa.string()),
             "item_id": pa.array(found, pa.string()),
             "update": pa.array([False] * len(found), pa.bool_()),
+            "rows": pa.array([1] * len(found), pa.int32()),
         }
         pieces.append(pa.table(columns))
     if not pieces:

@@ -65,12 +65,9 @@ def _check_long(long: LongTexts, encoder: Encoder) -> None:
     if card.modality != "text":
         raise UsageError(f"--long is about texts, {card.ref} embeds {card.modality}s", "Leave out --long")
     if long.chunks and getattr(encoder, "windows", None) is None:
-        reads_all = "max_tokens" in card.input and card.input["max_tokens"] is None
         raise UsageError(
-            f"{card.ref} reads texts of any length" if reads_all else f"{card.ref} cannot cut texts into windows",
-            "Leave out --long: it reads every text whole"
-            if reads_all
-            else "Use --long truncate, or cut the texts yourself",
+            f"{card.ref} cannot cut texts into windows",
+            "Leave out --long: it reads texts whole, or does not say where it cuts them",
         )
 
 

@@ -60,6 +60,7 @@ class Plan:
         adopted_failed: how many of these are adopted.
         duplicates: listed items dropped because another has their id.
         forgotten: earlier failures that stand no longer.
+        new_rows: about how many rows what is to embed will have; as many as items, unless texts have chunks.
     """
 
     layout: RunLayout
@@ -74,6 +75,7 @@ class Plan:
     adopted_failed: int = 0
     duplicates: int = 0
     forgotten: int = 0
+    new_rows: int = 0
 
     @property
     def to_embed(self) -> int:
@@ -133,7 +135,7 @@ def make_plan(planning: Planning, layout: RunLayout) -> Plan:
     try:
         plan.listed = _list(planning, listing)
         with open_database(layout.folder) as database:
-            diff = Diff(database, listing, planning.corpus.columns, planning.snapshot)
+            diff = Diff(database, listing, planning.corpus.columns, planning.snapshot, planning.long.has_rows)
             _compare(planning, diff, plan)
             partial = _adopt(planning, diff, plan)
             if planning.spec.mirror:
@@ -180,6 +182,10 @@ def _compare(planning: Planning, diff: Diff, plan: Plan) -> None:
         raise CorpusError(
             f"id {first.item_id!r}{others} is listed {first.count} times in {first.sources[0]}",
             "Make ids unique, name another --id-column, or pass --on-duplicate first|last",
+        )
+    if planning.long.has_rows and (item_id := diff.chunk_like_id()):
+        raise CorpusError(
+            f"id {item_id!r} ends as those of chunks do", "Name another --id-column, or pass --chunk-pool mean"
         )
     by_file = corpus.kind == "image"
     diff.compare(
@@ -240,7 +246,7 @@ def _adopt(planning: Planning, diff: Diff, plan: Plan) -> list[FinishedShard]:
     partial = []
     for shard, receipt in finished:
         wanted = matched.get((shard.run, shard.shard), 0)
-        if wanted == shard.rows and shard.rows:
+        if wanted == shard.items and wanted:
             plan.adopted.append((shard, receipt))
         elif wanted:
             partial.append(shard)
@@ -255,10 +261,10 @@ def _adopt(planning: Planning, diff: Diff, plan: Plan) -> list[FinishedShard]:
 def _mirror(planning: Planning, diff: Diff, plan: Plan) -> None:
     """Remove what is gone from the listed sources, unless it is suspiciously much."""
     plan.removed = diff.mark_removed([source.label for source in planning.corpus.sources])
-    limit, rows = planning.spec.max_removed, plan.snapshot.rows
-    if plan.removed > limit * rows:
+    limit, stored = planning.spec.max_removed, diff.stored()
+    if plan.removed > limit * stored:
         raise CorpusError(
-            f"--mirror would remove {plan.removed:,} of {rows:,} items, more than --max-removed {limit:.0%}",
+            f"--mirror would remove {plan.removed:,} of {stored:,} items, more than --max-removed {limit:.0%}",
             "Check that the sources are whole; if they are, raise --max-removed",
         )
 
@@ -288,11 +294,15 @@ def _cut(planning: Planning, diff: Diff, listing: Path, plan: Plan) -> None:
             if card.modality == "text":
                 tokens = np.maximum(sizes / BYTES_PER_TOKEN, 2)
                 work *= np.minimum(tokens, max_tokens) if max_tokens else tokens
+                if planning.long.has_rows:
+                    # Half of what the encoder reads: rather too many rows than too few for the disk.
+                    plan.new_rows += int((2 * tokens / card.input["max_tokens"]).sum())
             else:
                 from_web = pc.match_substring_regex(batch.column("locator"), "^https?://").to_numpy(False)
                 work[from_web] = np.maximum(work[from_web], SHARD_FLOPS / WEB_SHARD_ITEMS)
             for shard, start, stop in iterate_groups(cutter.assign(work, sizes)):
                 writer.add(shard, batch.slice(start, stop - start))
     plan.shard_rows = [rows for _, rows in writer.groups]
+    plan.new_rows += plan.to_embed
     if sum(plan.shard_rows) != plan.to_embed:
         raise UsageError("the plan lost items", "This is a bug in embedx: please report it with the command")

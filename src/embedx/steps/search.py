@@ -15,6 +15,7 @@ from embedx.core.errors import EncoderError, FingerprintMismatchError, StoreErro
 from embedx.core.paths import write_atomic
 from embedx.core.reports import Report
 from embedx.indexes.search import Hits, VectorIndex, open_index
+from embedx.steps.chunk_hits import search_items
 from embedx.steps.queries import QueryFile, read_queries
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class SearchSpec:
         image: an image file to embed.
         item_id: an item of the index; it is left out of its own hits.
         queries: a file of texts or image paths (.txt, .jsonl, .csv, .tsv, .parquet) or of vectors (.npy).
-        k: hits per query.
+        k: hits per query; of a text in chunks only the best one counts.
         where: a DuckDB condition over `item_id` and the carried columns.
         out: a Parquet file to write the hits to.
     """
@@ -141,7 +142,8 @@ def search_index(spec: SearchSpec, open_session: OpenSession | None = None) -> R
 
 def _answer(index: VectorIndex, spec: SearchSpec, open_session: OpenSession) -> Answered:
     if spec.item_id is not None:
-        hits = index.neighbours(spec.item_id, spec.k, spec.where)
+        item_id = spec.item_id
+        hits = search_items(index, lambda k: index.neighbours(item_id, k, spec.where), spec.k, without=item_id)
         if not hits.ids[0]:
             raise UsageError(f"there is no item besides {spec.item_id!r} to find", "Relax --where, or index more items")
         return Answered([spec.item_id], hits)
@@ -156,12 +158,16 @@ def _answer(index: VectorIndex, spec: SearchSpec, open_session: OpenSession) -> 
         vectors, failures = session.embed_texts([name])
     if failures:
         raise UsageError(f"the query {name[:80]!r} cannot be embedded: {failures[0].message}", "Pass another one")
-    return Answered([name], index.search(vectors, spec.k, spec.where))
+    return Answered([name], _search(index, vectors, spec))
+
+
+def _search(index: VectorIndex, vectors: np.ndarray, spec: SearchSpec) -> Hits:
+    return search_items(index, lambda k: index.search(vectors, k, spec.where), spec.k)
 
 
 def _answer_file(index: VectorIndex, file: QueryFile, spec: SearchSpec, open_session: OpenSession) -> Answered:
     if file.vectors is not None:
-        return Answered(file.names, index.search(file.vectors, spec.k, spec.where))
+        return Answered(file.names, _search(index, file.vectors, spec))
     if file.images is not None:
         vectors, failures = _session(index, "image", open_session).embed_image_files(file.images)
     else:
@@ -174,7 +180,7 @@ def _answer_file(index: VectorIndex, file: QueryFile, spec: SearchSpec, open_ses
     kept = [position for position in range(len(file.names)) if position not in failures]
     return Answered(
         names=[file.names[position] for position in kept],
-        hits=index.search(vectors, spec.k, spec.where),
+        hits=_search(index, vectors, spec),
         ids=None if file.ids is None else [file.ids[position] for position in kept],
         failures=tuple(
             {"query": file.names[position], "error": broken.error, "message": broken.message}

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from embedx.core.errors import StoreError
+from embedx.core.long_texts import TRUNCATED
 from embedx.core.reports import Report
 from embedx.corpora.content import read_image
 from embedx.inference.gates import measure_fidelity
@@ -65,7 +66,9 @@ def _deep_problems(store: Store, count: int) -> list[dict[str, str]]:
     contents: list[Any] = rows.column(column).to_pylist()
     if store.card.modality == "image":
         contents = [read_image(path, jpeg_side=store.store_card.jpeg_side).item for path in contents]
-    embedded = embed_texts(session, contents, store.store_card.long)
+    # Chunks are carried as the texts that they are: nothing is left to cut.
+    long = store.store_card.long
+    embedded = embed_texts(session, contents, TRUNCATED if long.has_rows else long)
     again, failures = embedded.vectors, embedded.failures
     ids = rows.column("item_id").to_pylist()
     problems = [

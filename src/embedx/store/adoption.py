@@ -21,6 +21,7 @@ class FinishedShard:
         path: relative to the store.
         rows: rows of the file.
         failed_ids: items of the shard that failed.
+        items: items that have rows in the file.
     """
 
     run: str
@@ -28,6 +29,7 @@ class FinishedShard:
     path: str
     rows: int
     failed_ids: tuple[str, ...]
+    items: int
 
 
 def adopt(
@@ -79,7 +81,7 @@ def adopt(
 
 
 def matched_rows(database: Database) -> dict[tuple[str, int], int]:
-    """Return (run, shard) -> how many of the file's rows are wanted as they are."""
+    """Return (run, shard) -> how many of the file's items are wanted as they are."""
     rows = database.do("SELECT run, shard, count(*) FROM matched WHERE NOT failed GROUP BY ALL")
     return {(run, shard): count for run, shard, count in rows}
 

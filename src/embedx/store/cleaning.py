@@ -13,14 +13,15 @@ import pyarrow.parquet as pq
 
 from embedx.store import delta, runs
 from embedx.store.layout import StoreLayout
+from embedx.store.schema import owner_ids
 
 _OURS = re.compile(r"\d{5,}\.parquet|\.\d{5,}\.parquet\.[0-9a-f]+")
 """Shard files, and the temporary names they are written under."""
 
 
 def matching_ids(path: Path, wanted: pa.Array) -> list[str]:
-    """Return those of the wanted ids that a shard file has."""
-    ids = pq.read_table(path, columns=["item_id"], partitioning=None).column("item_id")
+    """Return those of the wanted ids that a shard file has; one with several rows, its chunks, as often."""
+    ids = owner_ids(pq.read_table(path, columns=["item_id", "parent_id"], partitioning=None))
     return ids.filter(pc.is_in(ids, value_set=wanted)).to_pylist()
 
 

@@ -26,6 +26,7 @@ from embedx.store.adoption import FinishedShard
 from embedx.store.database import Database, quoted
 from embedx.store.delta import Snapshot
 from embedx.store.listing import ListingColumns
+from embedx.store.schema import CHUNK_ID
 
 KINDS = "('new', 'changed', 'updated', 'unchanged', 'failed_before', 'adopted', 'adopted_failed')"
 
@@ -47,12 +48,16 @@ class Diff:
         listing: the Parquet file of the listing.
         columns: its carried columns.
         snapshot: the version to compare with.
+        has_chunks: whether an item may have several rows; they stand and go together.
     """
 
-    def __init__(self, database: Database, listing: Path, columns: ListingColumns, snapshot: Snapshot) -> None:
+    def __init__(
+        self, database: Database, listing: Path, columns: ListingColumns, snapshot: Snapshot, has_chunks: bool = False
+    ) -> None:
         self._database = database
         self._columns = columns
         self._snapshot = snapshot
+        self._has_chunks = has_chunks
         self._has_adopted = False
         database.register_parquet("listing", listing)
         # By hash first: to find the few ids that are doubled, 8 bytes of each of 100 M are enough.
@@ -73,6 +78,11 @@ class Diff:
                 GROUP BY item_id ORDER BY any_value(d.first)"""
         )
         return [Duplicate(item_id, count, tuple(sources)) for item_id, count, sources in rows]
+
+    def chunk_like_id(self) -> str | None:
+        """Return a listed id that ends like that of a chunk, or None."""
+        rows = self._database.do(f"SELECT item_id FROM listing WHERE regexp_matches(item_id, '{CHUNK_ID}') LIMIT 1")
+        return rows[0][0] if rows else None
 
     # -- the comparison ------------------------------------------------------------------------------------
 
@@ -98,7 +108,7 @@ class Diff:
         # Of each item only numbers: what a later step needs of its texts, it finds in the listing by row.
         self._database.do(
             f"""CREATE TEMP TABLE decision AS
-            SELECT l.row, s.file, ({differs}) AS differs,
+            SELECT l.row, s.file, s.rows, ({differs}) AS differs,
                 CAST(CASE WHEN s.item_id IS NULL AND f.identity = l.identity THEN 'failed_before'
                      WHEN s.item_id IS NULL THEN 'new'
                      WHEN s.identity IS DISTINCT FROM l.identity THEN 'changed'
@@ -114,7 +124,7 @@ class Diff:
         self._database.do("DELETE FROM decision WHERE row IN (SELECT row FROM dropped)")
 
     def _create_current(self, identities: list[Path]) -> None:
-        self._database.do("CREATE TEMP TABLE removed (item_id VARCHAR, file INTEGER)")
+        self._database.do("CREATE TEMP TABLE removed (item_id VARCHAR, file INTEGER, rows INTEGER)")
         names = [str(self._snapshot.root / file.path) for file in self._snapshot.files]
         files = pa.table(
             {
@@ -127,7 +137,7 @@ class Diff:
         if not names:
             self._database.do(
                 f"""CREATE TEMP TABLE current AS SELECT '' AS item_id, '' AS source, '' AS digest, 0::INTEGER AS file,
-                    '' AS identity{self._nulls()} WHERE false"""
+                    0::INTEGER AS rows, '' AS identity{self._nulls()} WHERE false"""
             )
             return
         carried = "".join(
@@ -141,11 +151,20 @@ class Diff:
                                  FROM identity_log GROUP BY item_id) i USING (item_id)"""
         self._database.do(
             f"""CREATE TEMP TABLE current AS
-                SELECT r.item_id, r.source, r.digest, n.file, {identity} AS identity{carried}
-                FROM read_parquet(?, filename = '__embedx_file', hive_partitioning = false) r
-                JOIN files n USING (__embedx_file) {join}""",
+                SELECT r.item_id, r.source, r.digest, n.file, r.rows, {identity} AS identity{carried}
+                FROM {self._items("?")} r JOIN files n USING (__embedx_file) {join}""",
             [names],
         )
+
+    def _items(self, files: str) -> str:
+        """Return the items of files as a table of SQL, with the number of their `rows`: the chunks of one are equal."""
+        scan = f"read_parquet({files}, filename = '__embedx_file', hive_partitioning = false)"
+        if not self._has_chunks:
+            return f"(SELECT *, 1::INTEGER AS rows FROM {scan})"
+        names = ["source", "digest", *(column.name for column in self._columns.listed)]
+        own = ", ".join(f"any_value({quoted(name)}) AS {quoted(name)}" for name in names)
+        return f"""(SELECT coalesce(parent_id, item_id) AS item_id, __embedx_file, {own}, count(*)::INTEGER AS rows
+                    FROM {scan} GROUP BY ALL)"""
 
     def _create_failed(self, known_failures: Path | None, retry_failed: bool) -> None:
         self._database.do("CREATE TEMP TABLE failed (item_id VARCHAR, identity VARCHAR)")
@@ -220,10 +239,14 @@ class Diff:
         """Call removed what the store has of these sources and the listing has not; returns how many."""
         self._database.register("listed_sources", pa.table({"source": pa.array(sources, pa.string())}))
         self._database.do(
-            """INSERT INTO removed SELECT item_id, file FROM current c ANTI JOIN listing l USING (item_id)
+            """INSERT INTO removed SELECT item_id, file, rows FROM current c ANTI JOIN listing l USING (item_id)
                WHERE c.source IN (SELECT source FROM listed_sources)"""
         )
         return self._database.scalar("SELECT count(*) FROM removed")
+
+    def stored(self) -> int:
+        """Return how many items the store has."""
+        return self._database.scalar("SELECT count(*) FROM current")
 
     def counts(self) -> dict[str, int]:
         """Return how many items there are of each kind."""
@@ -243,24 +266,35 @@ class Diff:
             partial: finished shards of which only some rows are wanted.
 
         Returns:
-            Batches (path, item_id, update, source, carried...); a row without `update` is dropped.
+            Batches (path, item_id, update, rows, source, carried...); an item without `update` is dropped.
         """
         parts = [
-            f"""SELECT path, item_id, kind = 'updated' AS update, source{self._listed()}
+            f"""SELECT path, item_id, kind = 'updated' AS update, rows, source{self._listed()}
                 FROM listing JOIN decision USING (row) JOIN files USING (file)
                 WHERE kind NOT IN ('unchanged', 'failed_before')""",
-            f"SELECT path, item_id, false, ''{self._nulls()} FROM removed JOIN files USING (file)",
+            f"SELECT path, item_id, false, rows, ''{self._nulls()} FROM removed JOIN files USING (file)",
         ]
         if self._has_adopted:
-            paths = [shard.path for shard in partial]
-            self._database.register("partial", pa.table({"path": pa.array(paths, pa.string())}))
+            self._create_partial(partial)
             parts.append(
-                f"""SELECT s.path, r.item_id, false, ''{self._nulls()}
-                    FROM finished_rows r JOIN finished s USING (run, shard) JOIN partial USING (path)
+                f"""SELECT s.path, r.item_id, false, p.rows, ''{self._nulls()}
+                    FROM finished_rows r JOIN finished s USING (run, shard) JOIN partial p USING (path, item_id)
                     LEFT JOIN matched m USING (run, shard, item_id)
                     WHERE NOT r.failed AND m.item_id IS NULL"""
             )
         return self._database.stream(f"SELECT * FROM ({' UNION ALL '.join(parts)}) ORDER BY path, item_id")
+
+    def _create_partial(self, partial: list[FinishedShard]) -> None:
+        """Create the table of (path, item_id, rows) of finished shards."""
+        paths = [shard.path for shard in partial]
+        names = [str(self._snapshot.root / path) for path in paths]
+        files = {"__embedx_file": pa.array(names, pa.string()), "path": pa.array(paths, pa.string())}
+        self._database.register("partial_files", pa.table(files))
+        create = "CREATE TEMP TABLE partial AS SELECT path, item_id, rows FROM"
+        if names:
+            self._database.do(f"{create} {self._items('?')} JOIN partial_files USING (__embedx_file)", [names])
+        else:
+            self._database.do("CREATE TEMP TABLE partial (path VARCHAR, item_id VARCHAR, rows INTEGER)")
 
     def write_identities(self, path: Path) -> None:
         """Write item -> identity of everything the store has after this run, for the next run's diff."""

@@ -147,14 +147,15 @@ class Store:
 
     @property
     def count(self) -> int:
-        """Rows of the version."""
+        """Rows of the version: items, or where texts have chunks, these."""
         return self.snapshot.rows
 
     @cached_property
     def columns(self) -> list[str]:
-        """Names of the carried columns."""
+        """Names of the carried columns; where texts have chunks, before them `parent_id`."""
         schema = self.snapshot.schema
-        return [name for name in schema.names if name not in RESERVED] if schema else []
+        own = ["parent_id"] if self.store_card.long.has_rows else []
+        return [*own, *(name for name in schema.names if name not in RESERVED)] if schema else []
 
     @property
     def files(self) -> list[Path]:

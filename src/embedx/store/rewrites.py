@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from embedx.core.shards import iterate_groups
@@ -44,8 +45,8 @@ def write_rewrites(
 
     Args:
         path: the file.
-        schema: of the changes: path, item_id, update, and the new columns.
-        changes: ascending by path; a row without `update` is dropped from its file.
+        schema: of the changes: path, item_id, update, rows, and the new columns.
+        changes: ascending by path; an item without `update` is dropped from its file, with all its rows.
         standing: path -> the file.
 
     Returns:
@@ -56,9 +57,10 @@ def write_rewrites(
         for batch in changes:
             codes = batch.column("path").dictionary_encode()
             kept = batch.column("update").to_numpy(zero_copy_only=False)
+            rows = np.where(kept, 0, batch.column("rows").to_numpy())
             for code, start, stop in iterate_groups(codes.indices.to_numpy()):
                 file = codes.dictionary[code].as_py()
-                dropped[file] = dropped.get(file, 0) + int((~kept[start:stop]).sum())
+                dropped[file] = dropped.get(file, 0) + int(rows[start:stop].sum())
                 writer.add(file, batch.slice(start, stop - start))
     if not dropped:
         path.unlink()

@@ -198,7 +198,7 @@ def find_finished(layout: StoreLayout, run: str) -> list[tuple[FinishedShard, Re
             continue
         ids = tuple(failed.column("item_id").to_pylist()) if failed else ()
         name = run_layout.shard_name(receipt.shard)
-        found.append((FinishedShard(run, receipt.shard, name, receipt.rows, ids), receipt))
+        found.append((FinishedShard(run, receipt.shard, name, receipt.rows, ids, receipt.embedded), receipt))
     return found
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 ROW_GROUP_ROWS = 16_384
 """Small row groups make a lookup by id cheap (3-40 ms in 10 M rows) and cost no size."""
@@ -24,6 +25,9 @@ TYPES: dict[str, pa.DataType] = {
     "boolean": pa.bool_(),
 }
 """Types a carried column can have, by Delta's names."""
+
+CHUNK_ID = r"#c\d{4,}$"
+"""How the ids of chunks end: `<parent>#c0003`."""
 
 _COLUMN_NAME = re.compile(r"^[^ ,;{}()\n\t=]+$")
 
@@ -63,6 +67,11 @@ def store_schema(columns: tuple[CarriedColumn, ...]) -> pa.Schema:
             *(pa.field(column.name, column.arrow_type) for column in columns),
         ]
     )
+
+
+def owner_ids(table: pa.Table) -> pa.ChunkedArray:
+    """Return the item that each row belongs to: the parent of a chunk, else the row's own id."""
+    return pc.coalesce(table.column("parent_id"), table.column("item_id"))
 
 
 def writer_options(schema: pa.Schema, rows: int) -> dict[str, Any]:

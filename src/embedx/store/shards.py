@@ -55,6 +55,7 @@ class Receipt:
         runtime: what executed the encoder.
         host: the worker's host and process.
         started: when the task began, in seconds since the epoch.
+        parents: items that have rows, where an item may have several; None: one row each.
     """
 
     run: str
@@ -73,11 +74,17 @@ class Receipt:
     runtime: str = ""
     host: str = ""
     started: float = 0.0
+    parents: int | None = None
+
+    @property
+    def embedded(self) -> int:
+        """Items of the shard that have a vector."""
+        return self.rows if self.parents is None else self.parents
 
     @property
     def items(self) -> int:
         """Items of the shard."""
-        return self.rows + self.failed
+        return self.embedded + self.failed
 
     def to_json(self) -> str:
         """Return the footer's text."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 
@@ -136,7 +137,7 @@ def _receipt_problems(store: Store, file: DataFile) -> Iterator[Problem]:
 
 def _content_problems(store: Store, file: DataFile) -> Iterator[Problem]:
     content = store.store_card.content_column
-    names = ["item_id", "digest", "vector", *([content] if content else [])]
+    names = ["item_id", "parent_id", "digest", "vector", *([content] if content else [])]
     rows = 0
     opened = pq.ParquetFile(store.path / file.path, page_checksum_verification=True)
     for batch in opened.iter_batches(8192, columns=names):
@@ -157,6 +158,8 @@ def _content_problems(store: Store, file: DataFile) -> Iterator[Problem]:
 
 
 def _digest_problems(file: DataFile, batch: pa.RecordBatch, content: str) -> Iterator[Problem]:
+    # A chunk has the digest of the text that it is a part of.
+    batch = batch.filter(pc.is_null(batch.column("parent_id")))
     for item_id, digest, text in zip(*(batch.column(name).to_pylist() for name in ("item_id", "digest", content))):
         if xxhash.xxh3_128_hexdigest((text or "").encode()) != digest:
             yield Problem(file.path, f"item {item_id!r} has another {content} than its digest says")
@@ -194,8 +197,8 @@ def _failure_problems(store: Store, layout: StoreLayout, files: list[DataFile]) 
     names = [str(store.path / file.path) for file in files]
     with duckdb.connect() as connection:
         rows = connection.execute(
-            """SELECT item_id FROM read_parquet(?, hive_partitioning = false)
-               WHERE item_id IN (SELECT unnest(?)) LIMIT 5""",
+            """SELECT DISTINCT coalesce(parent_id, item_id) AS owner FROM read_parquet(?, hive_partitioning = false)
+               WHERE owner IN (SELECT unnest(?)) LIMIT 5""",
             [names, failed],
         ).fetchall()
     return [
