@@ -38,8 +38,13 @@ conformance: $(STAMP)  ## every encoder against its own library; makes docs/enco
 	@EMBEDX_CONFORMANCE_OUT=build/conformance.jsonl $(BIN)/python -m pytest -n 2 tests/conformance/test_conformance.py
 	@$(BIN)/python jobs/encoder_table.py build/conformance.jsonl docs/encoders.md
 
-bench: $(STAMP)  ## the short benchmarks; writes benchmarks/results/
+bench: $(STAMP)  ## the short benchmarks; writes benchmarks/results/; PHOTOS=folder adds images
+	@$(BIN)/python benchmarks/startup.py
 	@$(BIN)/python benchmarks/text.py --short
+	@$(BIN)/python benchmarks/scaling.py --items 500
+	@$(BIN)/python benchmarks/planning.py --items 1000000 --shards 1000
+	@$(BIN)/python benchmarks/pipeline.py --rounds 3 $(if $(PHOTOS),--photos $(PHOTOS))
+	@$(if $(PHOTOS),$(BIN)/python benchmarks/images.py $(PHOTOS) --short)
 
 clean:  ## remove the environment, caches and demo output
 	rm -rf $(VENV) demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
