@@ -23,8 +23,9 @@ def test_both_are_timed_once_and_the_faster_one_is_used(minilm, tmp_path, monkey
     assert set(seconds["fp32"]) == {"openvino", "torch"} and min(seconds["fp32"].values()) > 0
     monkeypatch.setattr(openvino, "_race", lambda *_: pytest.fail("timed again"))
 
-    record.write_text(json.dumps({"fp32": {"openvino": 1.0, "torch": 1.0}}))
-    assert open_runtime(minilm, Execution("fp32", threads=2)).runtime.name == "openvino"
+    for even in ({"openvino": 1.1, "torch": 1.0}, {"openvino": 0.0008, "torch": 0.0001}):
+        record.write_text(json.dumps({"fp32": even}))
+        assert open_runtime(minilm, Execution("fp32", threads=2)).runtime.name == "openvino"
 
     record.write_text(json.dumps({"fp32": {"openvino": 3.0, "torch": 1.5}}))
     opened = open_runtime(minilm, Execution("fp32", threads=2))
