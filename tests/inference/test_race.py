@@ -40,3 +40,19 @@ def test_timing_leaves_the_converted_model_as_it_was(minilm):
     fast = open_runtime(minilm, Execution("fp32", runtime="openvino", threads=2)).runtime
     exact = open_runtime(minilm, Execution("fp32", runtime="torch", threads=2)).runtime
     assert np.abs(fast.forward(inputs) - exact.forward(inputs)).max() < 1e-5
+
+
+def test_a_torch_that_cannot_compute_a_precision_costs_nothing(minilm, tmp_path, monkeypatch):
+    from embedx.inference import torch as torch_runtime
+
+    original = torch_runtime.on_device
+
+    def without_bf16(module, precision, device):
+        if precision == "bf16":
+            raise RuntimeError("not implemented for 'BFloat16'")
+        return original(module, precision, device)
+
+    monkeypatch.setattr(torch_runtime, "on_device", without_bf16)
+    assert open_runtime(minilm, Execution("fp32", runtime="openvino", threads=2)).runtime.name == "openvino"
+    (record,) = tmp_path.glob("openvino/*/seconds.json")
+    assert set(json.loads(record.read_text())) == {"fp32"}

@@ -8,7 +8,7 @@ import pytest
 
 from embedx.core.phases import Phases
 from embedx.steps.bottleneck import describe_bottleneck, encoder_busy_share
-from tests.conftest import write_jsonl
+from tests.conftest import SUPPORT, write_jsonl
 
 
 @pytest.mark.parametrize(
@@ -68,3 +68,22 @@ def test_the_trace_of_a_run(embedx, tmp_path):
     for one, other in itertools.pairwise(shards):  # of one row, in order of time
         if one["tid"] == other["tid"]:
             assert one["ts"] + one["dur"] <= other["ts"]
+
+
+def test_a_profile_that_cannot_be_written_is_said_before_the_run(embedx, tmp_path):
+    write_jsonl(tmp_path / "c.jsonl", [{"id": "1", "text": "a document"}])
+    (tmp_path / "file").write_text("")
+    extract = ("extract", "c.jsonl", "--encoder", "minilm", "--out", "s")
+    error = embedx.json(*extract, "--profile", "file/trace.json", status=2)["error"]
+    assert "--profile" in error["message"]
+    assert not (tmp_path / "s").exists()
+    error = embedx.json(*extract, "--profile", "trace.json", "--dry-run", status=2)["error"]
+    assert "--dry-run" in error["message"]
+
+
+def test_a_run_with_nothing_to_do_has_a_trace_too(embedx, tmp_path):
+    embedx.json("extract", SUPPORT, "--encoder", "minilm", "--columns", "intent", "--limit", "20", "--out", "s")
+    again = ("extract", SUPPORT, "--encoder", "minilm", "--columns", "intent", "--limit", "20", "--out", "s")
+    assert embedx.json(*again, "--profile", "t.json")["run"] is None
+    names = {event["name"] for event in json.loads((tmp_path / "t.json").read_text())["traceEvents"]}
+    assert names == {"open", "plan"}

@@ -206,6 +206,8 @@ def extract(
         long=parse_long(long, chunk_pool),
     )
     resources = Resources(cluster, workers, device, runtime, max_requests=max_requests, profile=profile)
+    if profile is not None and (dry_run or estimate):
+        raise UsageError("--profile is of a run, and --dry-run and --estimate run nothing", "Leave one of them out")
     report = _run(spec, resources, dry_run, estimate)
     is_forecast = dry_run or estimate
     output.show_report(report, as_json, forecast_lines(report) if is_forecast else summary_lines(report))

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from embedx.core.errors import UsageError
 from embedx.core.paths import write_atomic
 from embedx.core.phases import Phases
 from embedx.store.shards import Receipt
@@ -64,6 +65,9 @@ def write_trace(path: Path, phases: Phases, receipts: Iterable[Receipt]) -> None
 
     The driver's phases are one row; each worker process has rows of its shards with their stages, bytes and tokens.
     The format is that of the "Trace Event Format" document: complete events, times in microseconds.
+
+    Raises:
+        UsageError: the file cannot be written.
     """
     events: list[dict[str, Any]] = [
         _event("driver", "phases", span.name, span.started, span.seconds, {}) for span in phases.spans
@@ -78,7 +82,12 @@ def write_trace(path: Path, phases: Phases, receipts: Iterable[Receipt]) -> None
         details = {"items": receipt.items, "bytes": receipt.size_bytes, **receipt.seconds, **receipt.counts}
         name = f"shard {receipt.shard}"
         events.append(_event(f"worker {receipt.host}", f"slot {row}", name, receipt.started, seconds, details))
-    write_atomic(path, json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}).encode())
+    try:
+        write_atomic(path, json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}).encode())
+    except OSError as error:
+        raise UsageError(
+            f"--profile {path} cannot be written ({error.strerror or error})", "Name another file"
+        ) from error
 
 
 def _event(

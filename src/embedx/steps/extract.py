@@ -58,6 +58,8 @@ def extract(spec: ExtractSpec, resources: Resources | None = None, progress: Pro
 
 def _extract(spec: ExtractSpec, resources: Resources, progress: ProgressHook) -> Report:
     phases = Phases()
+    if resources.profile is not None:
+        write_trace(resources.profile, phases, [])  # A path that cannot be written is said now, not after hours.
     with phases.span("open"):
         _, _, understood = open_all(spec)  # What is wrong is said before anything is written.
     with runs.writing(spec.out) as store, draining_on_signals() as interrupts:
@@ -73,6 +75,8 @@ def _extract(spec: ExtractSpec, resources: Resources, progress: ProgressHook) ->
             run = Run(spec, resources, progress, card, corpus, publication, phases)
             if plan.is_empty:
                 _discard_unwanted(publication)
+                if resources.profile is not None:
+                    write_trace(resources.profile, phases, [])
                 return report_extraction(run, snapshot.version)
             if plan.shard_rows or plan.new_rewrites:
                 _check_space(run)
