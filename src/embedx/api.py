@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from embedx.core.long_texts import parse_long
+from embedx.core.places import NO_ACCESS, parse_place
 from embedx.core.reports import ProgressHook, Report, no_progress
 from embedx.core.specs import CorpusSpec, EncoderSpec, ExtractSpec, FailureLimit, Resources
 from embedx.encoders.registry import parse_ref
@@ -66,7 +67,7 @@ def extract(
             **corpus,
         ),
         encoder=parse_ref(encoder) if isinstance(encoder, str) else encoder,
-        out=Path(out),
+        out=parse_place(out, corpus.get("access", NO_ACCESS)),
         precision=precision,  # type: ignore[arg-type]
         max_failures=FailureLimit.parse(max_failures),
         long=parse_long(long, chunk_pool),

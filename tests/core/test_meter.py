@@ -12,7 +12,7 @@ CHILD = """
 import sys
 from pathlib import Path
 from embedx.core.meter import Meter, RequestLimitError
-meter = Meter(100, Path(sys.argv[1]))
+meter = Meter(1000, Path(sys.argv[1]))
 taken = 0
 try:
     while True:
@@ -25,14 +25,14 @@ except RequestLimitError:
 
 
 def test_four_processes_take_exactly_what_is_allowed(tmp_path):
-    meter = Meter(100)
+    meter = Meter(1000)
     meter.take_request()
     meter.move_to(tmp_path / "requests.json")
     command = [sys.executable, "-c", CHILD, str(tmp_path / "requests.json")]
     children = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
     taken = [int(child.communicate()[0]) for child in children]
-    assert sum(taken) == 99 and sum(count > 0 for count in taken) > 1
-    assert meter.sums() == {"requests": 100, "retries": 0, "tokens": 198}
+    assert sum(taken) == 999 and sum(count > 0 for count in taken) > 1
+    assert meter.sums() == {"requests": 1000, "retries": 0, "tokens": 1998}
 
 
 def test_a_damaged_or_vanished_counter_allows_nothing(tmp_path):

@@ -9,7 +9,8 @@ import pytest
 
 from embedx.core.contracts import Broken
 from embedx.core.errors import CorpusError
-from embedx.core.specs import NO_ACCESS, CorpusSpec
+from embedx.core.places import NO_ACCESS
+from embedx.core.specs import CorpusSpec
 from embedx.corpora import cells, columnar, values
 from embedx.corpora.cells import CellReader
 from embedx.corpora.content import ImageReader, read_image

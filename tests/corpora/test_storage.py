@@ -7,7 +7,8 @@ import pytest
 
 from embedx.core.contracts import Broken
 from embedx.core.errors import CorpusError, UsageError
-from embedx.core.specs import Access, CorpusSpec, parse_storage_option
+from embedx.core.places import Access, parse_storage_option
+from embedx.core.specs import CorpusSpec
 from embedx.corpora import prefetch
 from embedx.corpora.content import ImageReader
 from embedx.corpora.listing import open_corpus

@@ -185,7 +185,7 @@ def test_a_killed_worker_costs_nothing_but_time(tmp_path):
 
 
 def test_two_runs_on_one_store(embedx, tmp_path):
-    from embedx.store.runs import writing
+    from embedx.store.writing import writing
 
     write_jsonl(tmp_path / "c.jsonl", texts(20))
     arguments = ("extract", "c.jsonl", "--encoder", "minilm", "--out", "s")

@@ -6,7 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from embedx.core.specs import Access, CorpusSpec, ExtractSpec, FailureLimit, Resources
+from embedx.core.places import Access
+from embedx.core.specs import CorpusSpec, ExtractSpec, FailureLimit, Resources
 from embedx.steps.extract import extract
 from embedx.steps.forecast import plan_extract
 from embedx.store.reader import open_store

@@ -6,6 +6,7 @@ from deltalake import DeltaTable
 from embedx.core.errors import BusyError, StoreError
 from embedx.store import delta
 from embedx.store.delta import DataFile, NewFile, Transition, open_snapshot, publish
+from embedx.store.files import as_file
 from embedx.store.schema import store_schema
 from embedx.store.shards import write_shard
 from tests.store.test_shards import COLUMNS, receipt, table
@@ -15,7 +16,7 @@ SCHEMA = store_schema(COLUMNS)
 
 def add(root, name, ids):
     path = root / "data" / name
-    write_shard(path, table(ids), receipt(len(ids)))
+    write_shard(as_file(path), table(ids), receipt(len(ids)))
     return NewFile(DataFile(f"data/{name}", path.stat().st_size, len(ids)), min(ids), max(ids))
 
 

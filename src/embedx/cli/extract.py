@@ -11,17 +11,9 @@ import typer
 from embedx.cli import output
 from embedx.core.errors import UsageError
 from embedx.core.long_texts import parse_long
+from embedx.core.places import Access, parse_place, parse_storage_option
 from embedx.core.reports import Report
-from embedx.core.specs import (
-    Access,
-    CorpusSpec,
-    EncoderSpec,
-    ExtractSpec,
-    FailureLimit,
-    Resources,
-    parse_share,
-    parse_storage_option,
-)
+from embedx.core.specs import CorpusSpec, EncoderSpec, ExtractSpec, FailureLimit, Resources, parse_share
 
 EPILOG = """Examples, one for each kind of source; more in docs/sources.md
 
@@ -73,7 +65,7 @@ def extract(
     ] = None,
     *,
     encoder: Annotated[str, option("--encoder", help="family:name, minilm, or an encoder .toml file.", panel="What")],
-    out: Annotated[Path, option("--out", help="The store: a new or existing folder.", panel="What")],
+    out: Annotated[str, option("--out", help="The store: a new or existing folder, or s3://...", panel="What")],
     kind: Annotated[
         str | None, option("--kind", help="image or text; default: as the source is.", panel="What")
     ] = None,
@@ -178,6 +170,7 @@ def extract(
     as_json: output.AsJson = False,
 ) -> int:
     """Embed a corpus with a frozen encoder; only what is new or changed, resumable at any moment."""
+    access = Access(tuple(map(parse_storage_option, storage_option or ())), allow_private_networks)
     corpus = CorpusSpec(
         sources=(*(sources or ()), *((f"@{sources_file}",) if sources_file else ())),
         kind=kind,  # type: ignore[arg-type]
@@ -189,14 +182,14 @@ def extract(
         limit=limit,
         sql=sql,
         id_prefix=id_prefix,
-        access=Access(tuple(map(parse_storage_option, storage_option or ())), allow_private_networks),
+        access=access,
     )
     if store_precision not in ("10", "full"):
         raise UsageError(f"--store-precision {store_precision!r} is neither 10 nor full", "Pass 10 or full")
     spec = ExtractSpec(
         corpus=corpus,
         encoder=_encoder_spec(encoder, weights, layer, pooling),
-        out=out,
+        out=parse_place(out, access),
         precision=precision,  # type: ignore[arg-type]
         full_bits=store_precision == "full",
         max_failures=FailureLimit.parse(max_failures),

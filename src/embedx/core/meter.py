@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
+from typing import Protocol
 
 from filelock import FileLock
 
@@ -22,19 +23,52 @@ class RequestLimitError(EmbedxError):
     """All requests that a command may make have been made."""
 
 
+class Counter(Protocol):
+    """Sums that several processes share."""
+
+    def change(self, step: Callable[[dict[str, int]], None]) -> dict[str, int]:
+        """Change the sums, so that no other change is lost; returns them as they are then.
+
+        A step that raises leaves them as they were.
+        """
+
+
+class FileCounter:
+    """Sums in a file beside its lock.
+
+    Args:
+        path: of the file; its folder stands as long as the run.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def change(self, step: Callable[[dict[str, int]], None]) -> dict[str, int]:
+        """See `Counter`."""
+        if not self._path.parent.is_dir():
+            raise EmbedxError(f"the run of {self._path.parent.name} is over", "Run the same command again")
+        with FileLock(f"{self._path}.lock"):
+            sums = _read(self._path)
+            before = dict(sums)
+            step(sums)
+            if sums != before:
+                _write(self._path, sums)
+            return sums
+
+
 class Meter:
-    """Sums of one command: requests, retries, tokens. In memory at first, in a file once several processes count.
+    """Sums of one command: requests, retries, tokens. In memory at first, shared once several processes count.
 
     A request is counted before it is sent: if a process dies in between it is used up, and the limit is never passed.
 
     Args:
         limit: the most requests; None has no limit.
-        path: the shared counter.
+        shared: the shared sums, or the path of their file.
     """
 
-    def __init__(self, limit: int | None = None, path: Path | None = None) -> None:
+    def __init__(self, limit: int | None = None, shared: Path | Counter | None = None) -> None:
         self.limit = limit
-        self._path = path
+        self._shared = FileCounter(shared) if isinstance(shared, Path) else shared
         self._sums: dict[str, int] = {}
         self._lock = threading.Lock()
 
@@ -44,7 +78,8 @@ class Meter:
         Raises:
             RequestLimitError: the limit is reached; it must not be sent.
         """
-        with self._locked() as sums:
+
+        def take(sums: dict[str, int]) -> None:
             if self.limit is not None and sums.get("requests", 0) >= self.limit:
                 raise RequestLimitError(
                     f"all {self.limit:,} requests of --max-requests are used up",
@@ -53,38 +88,35 @@ class Meter:
             sums["requests"] = sums.get("requests", 0) + 1
             sums["retries"] = sums.get("retries", 0) + is_retry
 
+        self._change(take)
+
     def add_tokens(self, tokens: int) -> None:
         """Add the tokens that a service says it has read."""
+
+        def add(sums: dict[str, int]) -> None:
+            sums["tokens"] = sums.get("tokens", 0) + tokens
+
         if tokens:
-            with self._locked() as sums:
-                sums["tokens"] = sums.get("tokens", 0) + tokens
+            self._change(add)
 
     def sums(self) -> dict[str, int]:
         """Return name -> sum so far; empty where no request was made."""
-        with self._locked() as sums:
-            return dict(sums)
+        return dict(self._change(lambda sums: None))
 
-    def move_to(self, path: Path) -> None:
-        """Go on counting in a file, which other processes open by its path."""
+    def move_to(self, shared: Path | Counter) -> None:
+        """Go on counting where other processes count too."""
+        counter = FileCounter(shared) if isinstance(shared, Path) else shared
         with self._lock:
-            self._path = path
+            self._shared = counter
             if self._sums:
-                _write(path, self._sums)
+                counter.change(lambda sums: sums.update(self._sums))
 
-    @contextmanager
-    def _locked(self) -> Iterator[dict[str, int]]:
+    def _change(self, step: Callable[[dict[str, int]], None]) -> dict[str, int]:
         with self._lock:
-            if self._path is None:
-                yield self._sums
-            elif not self._path.parent.is_dir():
-                raise EmbedxError(f"the run of {self._path.parent.name} is over", "Run the same command again")
-            else:
-                with FileLock(f"{self._path}.lock"):
-                    sums = _read(self._path)
-                    before = dict(sums)
-                    yield sums
-                    if sums != before:
-                        _write(self._path, sums)
+            if self._shared is not None:
+                return self._shared.change(step)
+            step(self._sums)
+            return self._sums
 
 
 def _read(path: Path) -> dict[str, int]:

@@ -39,10 +39,16 @@ def replacing(path: Path) -> Iterator[Path]:
     fsync_dir(path.parent)
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes | memoryview) -> None:
     """Write a file so that it is there whole or not at all, and survives a power cut."""
     with replacing(path) as temporary:
         temporary.write_bytes(data)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a file, without waiting for the disk."""
+    with path.open("a") as file:
+        file.write(line + "\n")
 
 
 def fsync_dir(path: Path) -> None:
@@ -56,7 +62,12 @@ def fsync_dir(path: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically, indented for people."""
-    write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    write_atomic(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """Return JSON as files hold it, indented for people."""
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def cached_json(kind: str, key: Any) -> Any | None:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from embedx.core.errors import UsageError
 from embedx.core.long_texts import LongTexts
+from embedx.core.places import NO_ACCESS, Access, Place
 
 Kind = Literal["image", "text"]
 Precision = Literal["auto", "fp32", "bf16"]
@@ -100,46 +101,6 @@ class EncoderSpec:
             if preprocess.get(key) is not None:
                 preprocess = {**preprocess, key: tuple(float(v) for v in preprocess[key])}
         return cls(**data, preprocess=PreprocessSpec(**preprocess))
-
-
-@dataclass(frozen=True, repr=False)
-class Access:
-    """How places outside this machine are reached. It travels to workers, and never into a plan, log or report.
-
-    Attributes:
-        options: of the file system (`--storage-option`), in the words of its fsspec library: `key`, `secret`, ...
-        allow_private_networks: fetch the URLs of a corpus from addresses that are not public, too.
-    """
-
-    options: tuple[tuple[str, str], ...] = ()
-    allow_private_networks: bool = False
-
-    def __repr__(self) -> str:
-        # Tasks are printed with their arguments, by schedulers and in tracebacks: names only, no values.
-        return f"Access({', '.join(name for name, _ in self.options)})"
-
-    def hide(self, text: str) -> str:
-        """Return a message without the values of the options, which some libraries repeat in theirs."""
-        for _, value in sorted(self.options, key=lambda option: -len(option[1])):
-            if len(value) > 3 and value.lower() != "true":
-                text = text.replace(value, "***")
-        return text
-
-
-NO_ACCESS = Access()
-"""Nothing outside this machine needs options."""
-
-
-def parse_storage_option(text: str) -> tuple[str, str]:
-    """Read `NAME=VALUE`.
-
-    Raises:
-        UsageError: it is none; the message does not repeat it, for it may be a secret.
-    """
-    name, equals, value = text.partition("=")
-    if not equals or not name.strip() or not value:
-        raise UsageError("a --storage-option is not of the form NAME=VALUE", "Pass e.g. endpoint_url=https://HOST")
-    return name.strip(), value
 
 
 @dataclass(frozen=True)
@@ -246,7 +207,7 @@ class ExtractSpec:
 
     corpus: CorpusSpec
     encoder: EncoderSpec
-    out: Path
+    out: Place
     precision: Precision = "auto"
     full_bits: bool = False
     max_failures: FailureLimit = FailureLimit()

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedx.core.errors import CorpusError
-from embedx.core.specs import Access
+from embedx.core.places import Access
 from embedx.corpora.columnar import ColumnarFile
 from embedx.corpora.locators import Locator
 from embedx.corpora.storage import ReadError, shared_storage

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from embedx.core.errors import CorpusError
-from embedx.core.specs import Access
+from embedx.core.places import Access
 from embedx.corpora import values
 from embedx.corpora.locators import is_remote
 from embedx.corpora.storage import shared_storage

@@ -16,7 +16,7 @@ from typing import Any, Generic, Self, TypeVar
 import xxhash
 
 from embedx.core.contracts import Broken
-from embedx.core.specs import NO_ACCESS, Access
+from embedx.core.places import NO_ACCESS, Access
 from embedx.corpora.cells import CellReader
 from embedx.corpora.decode import MAX_FILE_BYTES, decode_image
 from embedx.corpora.locators import Locator, is_remote, parse_locator, scheme_of

@@ -23,7 +23,7 @@ from urllib.parse import quote, urljoin, urlsplit
 
 import urllib3
 
-from embedx.core.specs import Access
+from embedx.core.places import Access
 from embedx.corpora.addresses import Resolver
 from embedx.corpora.connections import Attempt, PlainPool, SecurePool, current, trust
 from embedx.corpora.decode import MAX_FILE_BYTES

@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from embedx.core.errors import CorpusError, UsageError
-from embedx.core.specs import NO_ACCESS, Access, CorpusSpec
+from embedx.core.places import NO_ACCESS, Access
+from embedx.core.specs import CorpusSpec
 from embedx.corpora import tars
 from embedx.corpora.expansion import Place, expand_sources
 from embedx.corpora.locators import is_remote

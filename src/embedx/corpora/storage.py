@@ -12,7 +12,7 @@ from stat import S_ISREG
 from typing import Any, BinaryIO
 
 from embedx.core.errors import CorpusError
-from embedx.core.specs import Access
+from embedx.core.places import Access
 from embedx.corpora.locators import is_remote, scheme_of
 
 READAHEAD_BYTES = 2**20

@@ -17,7 +17,8 @@ from typing import Any
 import pyarrow as pa
 
 from embedx.core.errors import CorpusError
-from embedx.core.specs import NO_ACCESS, SHARD_MAX_BYTES, Access
+from embedx.core.places import NO_ACCESS, Access
+from embedx.core.specs import SHARD_MAX_BYTES
 from embedx.corpora.columnar import PIECE_BYTES, PIECE_ROWS, ColumnarFile
 from embedx.corpora.compression import UNPACKERS, open_unpacked
 from embedx.corpora.storage import shared_storage

@@ -7,44 +7,50 @@ from pathlib import Path
 from typing import Any
 
 from embedx.core.errors import StoreError
+from embedx.core.places import Place
 from embedx.core.reports import Report
 from embedx.store import delta, runs
+from embedx.store.files import open_files
 from embedx.store.layout import StoreLayout
 from embedx.store.reader import open_store
 from embedx.store.shards import read_arrow
 
 
-def artefact_kind(path: Path) -> str:
+def artefact_kind(path: Place) -> str:
     """Return store, index or head.
 
     Raises:
         StoreError: the folder is none of them.
     """
-    if not path.exists():
+    folders, files = open_files(path).folders()
+    if not folders and not files and not (isinstance(path, Path) and path.exists()):
         raise StoreError(f"{path} does not exist", "Check the path")
-    if StoreLayout(path).meta.is_dir():
+    if "_embedx" in folders:
         return "store"
-    if (path / "CURRENT").is_file() and (path / "versions").is_dir():
+    if "CURRENT" in files and "versions" in folders:
         return "index"
-    if (path / "card.json").is_file():
+    if "card.json" in files:
         return "head"
     raise StoreError(f"{path} is no store, index or head", "Pass a folder that embedx has made")
 
 
-def inspect(path: Path) -> Report:
+def inspect(path: Place) -> Report:
     """Say what a store, index or head is: counts, sizes, encoder, versions."""
     kind = artefact_kind(path)
     if kind == "store":
         return _inspect_store(path)
-    folder = path / "versions" / (path / "CURRENT").read_text().strip() if kind == "index" else path
+    files = open_files(path)
+    name = "card.json"
     try:
-        card: dict[str, Any] = json.loads((folder / "card.json").read_text())
+        if kind == "index":
+            name = f"versions/{files.read('CURRENT').decode().strip()}/card.json"
+        card: dict[str, Any] = json.loads(files.read(name))
     except (OSError, ValueError) as error:
-        raise StoreError(f"{folder / 'card.json'} cannot be read ({error})", f"Run embedx verify {path}") from error
+        raise StoreError(f"{path / name} cannot be read ({error})", f"Run embedx verify {path}") from error
     return {"path": str(path), "kind": kind, "card": card}
 
 
-def _inspect_store(path: Path) -> Report:
+def _inspect_store(path: Place) -> Report:
     store = open_store(path)
     layout = StoreLayout(path)
     history = runs.read_history(layout)
@@ -71,7 +77,7 @@ def _inspect_store(path: Path) -> Report:
     }
 
 
-def list_failures(path: Path) -> list[dict[str, Any]]:
+def list_failures(path: Place) -> list[dict[str, Any]]:
     """Return the items of a store that have no vector: id, source, stage, error, message, retryable."""
     layout = StoreLayout(path)
     if artefact_kind(path) != "store":
@@ -92,7 +98,7 @@ def list_failures(path: Path) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def list_history(path: Path) -> list[dict[str, Any]]:
+def list_history(path: Place) -> list[dict[str, Any]]:
     """Return the versions of a store, newest first."""
     if artefact_kind(path) != "store":
         raise StoreError(f"{path} is no store", "Pass the folder given as --out to embedx extract")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -12,7 +11,6 @@ import numpy as np
 
 from embedx.core.errors import FingerprintMismatchError, StoreError
 from embedx.core.meter import Meter, metered
-from embedx.core.paths import write_json
 from embedx.core.phases import Phases
 from embedx.core.reports import Progress, ProgressHook, Report, no_progress
 from embedx.core.specs import ExtractSpec, Resources
@@ -32,6 +30,7 @@ from embedx.steps.rewrite_shard import rewrite_shard
 from embedx.store import delta, runs
 from embedx.store.reader import StoreCard
 from embedx.store.shards import Receipt
+from embedx.store.writing import writing
 
 CANARY_MIN_COSINE = 0.999
 """Between a store's canary vectors and today's: below it some library changed what the encoder computes."""
@@ -62,11 +61,12 @@ def _extract(spec: ExtractSpec, resources: Resources, progress: ProgressHook) ->
         write_trace(resources.profile, phases, [])  # A path that cannot be written is said now, not after hours.
     with phases.span("open"):
         _, _, understood = open_all(spec)  # What is wrong is said before anything is written.
-    with runs.writing(spec.out) as store, draining_on_signals() as interrupts:
+    with writing(spec.out) as store, draining_on_signals() as interrupts:
         # Again, under the lock: another run may have created or changed the store meanwhile.
         store_card, card, corpus = open_all(spec, understood.sources)
         snapshot, history = delta.open_snapshot(spec.out), runs.read_history(store)
         layout = store.run(runs.new_run_name(store, snapshot.sequence))
+        publication: Publication | None = None
         try:
             with phases.span("plan"):
                 plan = make_plan(Planning(spec, corpus, card, store_card, snapshot, history, store, progress), layout)
@@ -85,8 +85,10 @@ def _extract(spec: ExtractSpec, resources: Resources, progress: ProgressHook) ->
                 version = publish(publication)
         finally:
             # Without its marker a plan is of no use to anybody.
-            if not layout.file("run.json").exists():
+            if publication is None or not publication.is_begun:
                 runs.discard_record(layout)
+            else:
+                publication.notes.flush()
         report = report_extraction(run, version)
         clean_up(publication, report)
         if resources.profile is not None:
@@ -108,8 +110,8 @@ def _check_space(run: Run) -> None:
     replaced = {rewrite.path for _, rewrite in plan.new_rewrites}
     rewritten = sum(file.size_bytes for file in plan.snapshot.files if file.path in replaced)
     wanted = plan.new_rows * run.card.dim * 4 + rewritten
-    free = shutil.disk_usage(run.publication.store.root).free
-    if wanted > free:
+    free = run.publication.store.files.free_bytes()
+    if free is not None and wanted > free:
         raise StoreError(
             f"{run.publication.store.root} needs up to {wanted / 1e9:.1f} GB, {free / 1e9:.1f} GB are free",
             "Make room, or choose another --out",
@@ -163,7 +165,7 @@ def _fly(run: Run, cluster: Cluster, job: ShardJob, interrupts: Interrupts) -> S
             jpeg_side=flown.jpeg_side,
             long=job.long,
         )
-        write_json(run.publication.store.encoder, card.to_dict())
+        run.publication.store.encoder.write_json(card.to_dict())
         run.publication.card = card
         return replace(job, precision=flown.precision, jpeg_side=flown.jpeg_side)
     fidelity = measure_fidelity(np.array(flown.canaries), np.array(known.canaries))
@@ -213,8 +215,7 @@ class _Tally:
             self.state.note = "stopping: waiting for the shards in work"
         if outcome is not None and outcome.error is None:
             receipt: Receipt = outcome.result
-            self.run.publication.receipts.append(receipt)
-            runs.note_receipt(self.run.publication.plan.layout, receipt)
+            self.run.publication.accept(receipt)
             if outcome.task.function is extract_shard:
                 self.state.done += receipt.items
                 self.state.failed += receipt.failed

@@ -7,7 +7,6 @@ import secrets
 import socket
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ import pyarrow.compute as pc
 from embedx.core.contracts import Broken, ItemFailure
 from embedx.core.long_texts import TRUNCATED, LongTexts
 from embedx.core.meter import Meter, metered
-from embedx.core.specs import NO_ACCESS, Access
+from embedx.core.places import NO_ACCESS, Access, parse_place
 from embedx.core.threads import cpu_quota
 from embedx.corpora.content import ImageReader
 from embedx.inference.pipeline import Clock, Embedded
@@ -25,6 +24,7 @@ from embedx.inference.runtimes import machine_has_bf16
 from embedx.steps.encoding import Session, shared_session
 from embedx.steps.long_texts import embed_texts, spread_copies
 from embedx.steps.rows import StoreColumns
+from embedx.store.counting import open_counter
 from embedx.store.layout import RunLayout
 from embedx.store.listing import read_group
 from embedx.store.schema import CarriedColumn, round_mantissa
@@ -74,12 +74,12 @@ class ShardJob:
     @property
     def meter(self) -> Meter:
         """The run's counter of requests to remote encoders."""
-        return Meter(self.max_requests, self.layout.file("requests.json"))
+        return Meter(self.max_requests, open_counter(self.layout))
 
     @property
     def layout(self) -> RunLayout:
         """The run's paths."""
-        return RunLayout(Path(self.root), self.run)
+        return RunLayout(parse_place(self.root, self.access), self.run)
 
     def session(self) -> Session:
         """Return this process's session of the encoder."""
@@ -108,9 +108,9 @@ def extract_shard(job: ShardJob, shard: int, quarantined: tuple[tuple[int, str],
         shard: its number in the plan.
         quarantined: (position, why) of rows that must not be tried: they kill or hang workers.
     """
-    path = job.layout.shard(shard)
-    if path.exists():
-        return read_receipt(path)
+    file = job.layout.shard(shard)
+    if file.exists():
+        return read_receipt(file)
     clock, started, begun = Clock(), time.time(), time.perf_counter()
     session = job.session()
     rows = _quarantine(job, read_group(job.layout.file("plan.arrow"), shard), quarantined)
@@ -120,7 +120,7 @@ def extract_shard(job: ShardJob, shard: int, quarantined: tuple[tuple[int, str],
     if failures:
         attempt = job.layout.attempt_failures(shard, secrets.token_hex(4))
         write_failures(attempt, failures)
-        failures_file = attempt.name
+        failures_file = attempt.name.rpartition("/")[2]
     receipt = Receipt(
         run=job.run,
         shard=shard,
@@ -140,7 +140,7 @@ def extract_shard(job: ShardJob, shard: int, quarantined: tuple[tuple[int, str],
         parents=rows.num_rows - len(failures) if job.long.has_rows else None,
         **id_range(table),
     )
-    return write_shard(path, table, receipt)
+    return write_shard(file, table, receipt)
 
 
 @dataclass(frozen=True)

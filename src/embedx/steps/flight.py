@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from embedx.core.contracts import EncoderCard
 from embedx.core.errors import EmbedxError
 from embedx.core.long_texts import TRUNCATED
-from embedx.core.meter import current_meter
 from embedx.core.phases import Phases
+from embedx.core.places import absolute
 from embedx.core.reports import Progress, ProgressHook
 from embedx.core.specs import ExtractSpec, Resources
 from embedx.corpora.listing import Corpus
@@ -18,6 +18,7 @@ from embedx.engine.window import Outcome, Task, Window
 from embedx.steps.extract_shard import ShardJob
 from embedx.steps.preflight import Preflight, library_versions, preflight, survey_worker
 from embedx.steps.publishing import RESUME, Publication
+from embedx.store.counting import share_meter
 
 OUT_OF_MEMORY = "Its workers may lack memory: use fewer --workers; finished shards are kept"
 
@@ -51,9 +52,9 @@ def make_job(run: Run, cluster: Cluster) -> ShardJob:
     """Return what every task of a run has in common; a new store's precision is still empty."""
     known = run.publication.card
     # From here on workers count too.
-    current_meter().move_to(run.publication.plan.layout.file("requests.json"))
+    share_meter(run.publication.plan.layout)
     return ShardJob(
-        root=str(run.publication.store.root.resolve()),
+        root=absolute(run.publication.store.root),
         run=run.publication.plan.layout.run,
         encoder=run.card.spec,
         fingerprint=run.card.fingerprint,
@@ -93,7 +94,7 @@ def check_workers(cluster: Cluster, job: ShardJob) -> None:
         if survey.problem:
             raise EmbedxError(
                 f"worker {address} cannot use {job.root}: {survey.problem}",
-                "Give --out a path on a file system that every worker can write to",
+                "Give --out a place that every worker can write to",
             )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,6 +14,7 @@ from tempfile import TemporaryDirectory
 from embedx.core.errors import CorpusError
 from embedx.core.meter import Meter, current_meter, metered
 from embedx.core.phases import Phases
+from embedx.core.places import Place
 from embedx.core.reports import Progress, ProgressHook, Report, no_progress
 from embedx.core.specs import ExtractSpec, Resources
 from embedx.engine.cluster import Cluster, open_cluster
@@ -25,6 +28,7 @@ from embedx.steps.opening import open_all
 from embedx.steps.planning import Plan, Planning, make_plan
 from embedx.steps.publishing import Publication
 from embedx.store import delta, runs
+from embedx.store.files import open_files
 from embedx.store.layout import RunLayout, StoreLayout
 
 SAMPLE_SECONDS = 30.0
@@ -61,10 +65,8 @@ def estimate_extract(
 
 
 def _estimate(spec: ExtractSpec, resources: Resources, progress: ProgressHook, seconds: float) -> Report:
-    # Beside the store, not in the system's temporary folder: workers on other machines must see it.
-    home = next(parent for parent in spec.out.absolute().parents if parent.is_dir())
-    with TemporaryDirectory(prefix=".embedx-estimate-", dir=home) as folder, draining_on_signals() as interrupts:
-        run = _plan(spec, resources, Path(folder), progress)
+    with _beside(spec.out) as place, draining_on_signals() as interrupts:
+        run = _plan(spec, resources, place, progress)
         plan = run.publication.plan
         if not plan.to_embed:
             raise CorpusError(f"nothing is left to embed of {plan.listed:,} listed items", "There is nothing to do")
@@ -88,7 +90,22 @@ def _estimate(spec: ExtractSpec, resources: Resources, progress: ProgressHook, s
     return report
 
 
-def _plan(spec: ExtractSpec, resources: Resources, folder: Path, progress: ProgressHook) -> Run:
+@contextmanager
+def _beside(out: Place) -> Iterator[Place]:
+    """Give a place beside a store, not in the system's temporary folder: workers on other machines must see it."""
+    if isinstance(out, Path):
+        home = next(parent for parent in out.absolute().parents if parent.is_dir())
+        with TemporaryDirectory(prefix=".embedx-estimate-", dir=home) as folder:
+            yield Path(folder)
+        return
+    place = out.parent / f".embedx-estimate-{secrets.token_hex(6)}"
+    try:
+        yield place
+    finally:
+        open_files(place).delete_below("")
+
+
+def _plan(spec: ExtractSpec, resources: Resources, folder: Place, progress: ProgressHook) -> Run:
     store_card, card, corpus = open_all(spec)
     store = StoreLayout(spec.out)
     snapshot, history = delta.open_snapshot(spec.out), runs.read_history(store)

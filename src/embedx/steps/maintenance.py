@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from embedx.core.errors import CorpusError, StoreError
+from embedx.core.places import NO_ACCESS, Place, Url, absolute
 from embedx.core.reports import Report
 from embedx.corpora.tables import Table, table_format
 from embedx.engine.interrupts import draining_on_signals
@@ -16,14 +17,16 @@ from embedx.steps.planning import Plan
 from embedx.steps.publishing import Publication, clean_up, mark_begun, publish
 from embedx.steps.rewrite_shard import rewrite_shard
 from embedx.store import cleaning, delta, runs
+from embedx.store.files import File, open_files
 from embedx.store.reader import Store, open_store
 from embedx.store.rewrites import Standing, write_rewrites
 from embedx.store.shards import read_arrow
+from embedx.store.writing import writing
 
 MAX_RETENTION_HOURS = 24.0 * 365 * 100
 
 
-def delete(path: Path, ids: Iterable[str]) -> Report:
+def delete(path: Place, ids: Iterable[str]) -> Report:
     """Remove items from a store, as one new version; old versions keep them until `vacuum`.
 
     Args:
@@ -38,7 +41,7 @@ def delete(path: Path, ids: Iterable[str]) -> Report:
     """
     wanted = sorted(set(ids))
     open_store(path)
-    with runs.writing(path) as layout, draining_on_signals() as interrupts:
+    with writing(path) as layout, draining_on_signals() as interrupts:
         store = open_store(path)
         found = _find(store, wanted)
         if not found.num_rows:
@@ -55,7 +58,6 @@ def delete(path: Path, ids: Iterable[str]) -> Report:
         )
         if failures := runs.latest_failures(layout, history):
             plan.failures.append(read_arrow(failures))
-        run.folder.mkdir(parents=True)
         try:
             standing = {file.path: Standing(file.rows, published=True) for file in store.snapshot.files}
             plan.rewrites = write_rewrites(run.file("rewrites.arrow"), found.schema, found.to_batches(), standing)
@@ -98,9 +100,10 @@ def read_ids(path: Path) -> list[str]:
 def _find(store: Store, ids: list[str]) -> pa.Table:
     """Return the table (path, item_id, update, rows) of the rows to drop."""
     pieces = []
+    files = open_files(store.path)
     wanted = pa.array(ids, pa.string())
     for file in store.snapshot.files:
-        found = cleaning.matching_ids(store.path / file.path, wanted)
+        found = cleaning.matching_ids(File(files, file.path), wanted)
         columns = {
             "path": pa.array([file.path] * len(found), pa.string()),
             "item_id": pa.array(found, pa.string()),
@@ -116,7 +119,7 @@ def _find(store: Store, ids: list[str]) -> pa.Table:
 def _job(store: Store, run: str) -> ShardJob:
     card = store.store_card
     return ShardJob(
-        root=str(store.path.resolve()),
+        root=absolute(store.path),
         run=run,
         encoder=card.encoder.spec,
         fingerprint=card.encoder.fingerprint,
@@ -129,10 +132,11 @@ def _job(store: Store, run: str) -> ShardJob:
         device="auto",
         threads=0,
         long=card.long,
+        access=store.path.access if isinstance(store.path, Url) else NO_ACCESS,
     )
 
 
-def vacuum(path: Path, retention_hours: float = 168.0, dry_run: bool = False) -> Report:
+def vacuum(path: Place, retention_hours: float = 168.0, dry_run: bool = False) -> Report:
     """Delete files that no version within the retention needs: replaced ones, and leftovers of broken runs.
 
     Interrupted runs that can still be adopted are not touched, nor is anything that embedx has not written.
@@ -148,16 +152,17 @@ def vacuum(path: Path, retention_hours: float = 168.0, dry_run: bool = False) ->
     if not 0 <= retention_hours <= MAX_RETENTION_HOURS:
         raise StoreError(f"a retention of {retention_hours:g} hours makes no sense", "Pass e.g. 168")
     open_store(path)
-    with runs.writing(path) as layout:
+    with writing(path) as layout:
         orphans = cleaning.find_orphans(layout)
-        orphan_bytes = sum(file.stat().st_size for file in orphans)
+        orphan_bytes = sum(file.size_bytes for file in orphans)
+        layout.check_held()
         if not dry_run:
             cleaning.remove_orphans(layout, orphans)
         replaced = delta.vacuum(path, retention_hours, dry_run)
     return {
         "path": str(path),
         "dry_run": dry_run,
-        "orphans": [str(file.relative_to(path)) for file in orphans],
+        "orphans": [file.name for file in orphans],
         "orphan_bytes": orphan_bytes,
         "replaced": replaced,
     }

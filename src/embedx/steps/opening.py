@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from embedx.core.contracts import Encoder, EncoderCard
 from embedx.core.errors import FingerprintMismatchError, UsageError
 from embedx.core.long_texts import LongTexts
+from embedx.core.places import Place
 from embedx.core.specs import EncoderSpec, ExtractSpec
 from embedx.corpora.listing import Corpus, open_corpus
 from embedx.corpora.sources import Source
 from embedx.encoders.registry import open_encoder
-from embedx.store import runs
+from embedx.store import delta, runs
 from embedx.store.layout import StoreLayout
 from embedx.store.reader import StoreCard, read_store_card
+from embedx.store.writing import check_out
 
 
 def open_all(
@@ -25,7 +25,7 @@ def open_all(
         spec: what to compute.
         sources: of this very spec, where they have been opened already: opening them again would list them twice.
     """
-    runs.check_out(spec.out)
+    check_out(spec.out)
     store_card = _known_card(spec.out)
     encoder = open_encoder(spec.encoder)
     card = encoder.card
@@ -71,12 +71,11 @@ def _check_long(long: LongTexts, encoder: Encoder) -> None:
         )
 
 
-def _known_card(root: Path) -> StoreCard | None:
+def _known_card(root: Place) -> StoreCard | None:
     """Return the card that binds this run: of a store with a version, or with a run that can be resumed."""
-    layout = StoreLayout(root)
-    if not layout.delta_log.is_dir() and not runs.read_history(layout).interrupted:
-        return None
-    return read_store_card(root)
+    history = runs.read_history(StoreLayout(root))
+    bound = history.published or history.interrupted or delta.open_snapshot(root).version >= 0
+    return read_store_card(root) if bound else None
 
 
 def _check_store(spec: ExtractSpec, store_card: StoreCard, card: EncoderCard) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +13,10 @@ import pyarrow.compute as pc
 from embedx.core.contracts import EncoderCard
 from embedx.core.errors import CorpusError, UsageError
 from embedx.core.long_texts import TRUNCATED, LongTexts
+from embedx.core.places import Access
 from embedx.core.reports import Progress, ProgressHook
 from embedx.core.shards import SHARD_FLOPS, ShardCutter, iterate_groups
-from embedx.core.specs import Access, ExtractSpec, shard_items_override
+from embedx.core.specs import ExtractSpec, shard_items_override
 from embedx.corpora.content import digest_images
 from embedx.corpora.listing import Corpus
 from embedx.store.adoption import FinishedShard
@@ -61,6 +61,7 @@ class Plan:
         duplicates: listed items dropped because another has their id.
         forgotten: earlier failures that stand no longer.
         new_rows: about how many rows what is to embed will have; as many as items, unless texts have chunks.
+        has_identities: whether `identities.arrow` was written.
     """
 
     layout: RunLayout
@@ -76,6 +77,7 @@ class Plan:
     duplicates: int = 0
     forgotten: int = 0
     new_rows: int = 0
+    has_identities: bool = False
 
     @property
     def to_embed(self) -> int:
@@ -130,13 +132,12 @@ def make_plan(planning: Planning, layout: RunLayout) -> Plan:
         CorpusError: a source is broken or empty, or ids are not unique.
     """
     plan = Plan(layout, planning.snapshot)
-    layout.folder.mkdir(parents=True, exist_ok=True)
-    listing = layout.file("listing")  # no .parquet: a glob over the store would take it for vectors
-    try:
+    with layout.scratch() as scratch:
+        listing = scratch / "listing"  # no .parquet: a glob over the store would take it for vectors
         plan.listed = _list(planning, listing)
-        with open_database(layout.folder) as database:
+        with open_database(scratch) as database:
             diff = Diff(database, listing, planning.corpus.columns, planning.snapshot, planning.long.has_rows)
-            _compare(planning, diff, plan)
+            _compare(planning, diff, plan, scratch / "suspects.arrow")
             partial = _adopt(planning, diff, plan)
             if planning.spec.mirror:
                 _mirror(planning, diff, plan)
@@ -147,9 +148,7 @@ def make_plan(planning: Planning, layout: RunLayout) -> Plan:
                 _cut(planning, diff, listing, plan)
             if planning.corpus.kind == "image" and not plan.is_empty:
                 diff.write_identities(layout.file("identities.arrow"))
-    finally:
-        listing.unlink(missing_ok=True)
-        shutil.rmtree(layout.folder / "duckdb", ignore_errors=True)
+                plan.has_identities = True
     return plan
 
 
@@ -168,7 +167,7 @@ def _list(planning: Planning, path: Path) -> int:
         planning.progress(Progress("extract", note=f"{progress.done:,} items listed, comparing with the store"))
 
 
-def _compare(planning: Planning, diff: Diff, plan: Plan) -> None:
+def _compare(planning: Planning, diff: Diff, plan: Plan, suspects: Path) -> None:
     corpus, spec = planning.corpus, planning.spec
     duplicates = diff.duplicates()
     if duplicates and corpus.spec.on_duplicate == "error":
@@ -196,7 +195,7 @@ def _compare(planning: Planning, diff: Diff, plan: Plan) -> None:
     )
     plan.duplicates = plan.listed - sum(diff.counts().values())
     if by_file and planning.snapshot.files:
-        _acquit_touched(diff, plan.layout.file("suspects.arrow"), corpus.spec.access)
+        _acquit_touched(diff, suspects, corpus.spec.access)
     _refuse_replacement(diff, corpus)
     gone = [source.label for source in corpus.sources] if spec.mirror else []
     known = latest_failures(planning.store, planning.history)
@@ -219,14 +218,11 @@ def _refuse_replacement(diff: Diff, corpus: Corpus) -> None:
 def _acquit_touched(diff: Diff, suspects: Path, access: Access) -> None:
     """Read the files whose size or time changed, and call those unchanged whose digest is the store's."""
     same = [np.empty(0, dtype=np.int64)]
-    try:
-        diff.write_suspects(suspects)
-        for batch in iterate_batches(suspects):
-            digests = digest_images(batch.column("locator").to_pylist(), access)
-            is_same = [today == then for today, then in zip(digests, batch.column("old_digest").to_pylist())]
-            same.append(batch.column("row").to_numpy()[np.array(is_same, dtype=bool)])
-    finally:
-        suspects.unlink(missing_ok=True)
+    diff.write_suspects(suspects)
+    for batch in iterate_batches(suspects):
+        digests = digest_images(batch.column("locator").to_pylist(), access)
+        is_same = [today == then for today, then in zip(digests, batch.column("old_digest").to_pylist())]
+        same.append(batch.column("row").to_numpy()[np.array(is_same, dtype=bool)])
     rows = np.concatenate(same)
     if len(rows):
         diff.mark_same_content(rows)

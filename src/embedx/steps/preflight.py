@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 
-from embedx.core.errors import EncoderError
+from embedx.core.errors import EmbedxError, EncoderError
 from embedx.core.meter import metered
 from embedx.core.specs import EncoderSpec
 from embedx.core.threads import cpu_quota
@@ -90,19 +88,12 @@ def library_versions() -> dict[str, str]:
 
 def survey_worker(job: ShardJob) -> Survey:
     """Say which versions this process has, and try to write to the run's record and whether it may to the data."""
-    record = job.layout.folder
-    # No folder is made for the trial: a run that ends before its first shard leaves none.
-    data = next(folder for folder in (job.layout.data, *job.layout.data.parents) if folder.is_dir())
-    probe = record / f".probe-{secrets.token_hex(6)}"
     try:
-        probe.touch(exist_ok=False)
-        probe.unlink()
-    except FileNotFoundError:
-        return Survey(library_versions(), f"{record} is not there")
+        job.layout.files.try_writing(job.layout.folder, job.layout.data)
+    except EmbedxError as error:
+        return Survey(library_versions(), error.message)
     except OSError as error:
-        return Survey(library_versions(), f"{record} cannot be written ({error.strerror or error})")
-    if not os.access(data, os.W_OK | os.X_OK):
-        return Survey(library_versions(), f"{data} cannot be written")
+        return Survey(library_versions(), f"{error.filename}: {error.strerror or error}")
     return Survey(library_versions(), "")
 
 

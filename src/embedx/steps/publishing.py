@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -11,14 +12,15 @@ import pyarrow as pa
 
 from embedx.core.digests import file_sha256
 from embedx.core.errors import CorpusError, StoreError, TooManyFailuresError
-from embedx.core.paths import write_json
 from embedx.core.reports import Report
 from embedx.core.specs import FailureLimit
 from embedx.steps.planning import Plan
 from embedx.store import delta, runs
 from embedx.store.delta import DataFile, NewFile, Transition
+from embedx.store.files import Files, LocalFiles
 from embedx.store.layout import StoreLayout
 from embedx.store.reader import StoreCard
+from embedx.store.receipts import ReceiptNotes
 from embedx.store.schema import store_schema
 from embedx.store.shards import FAILURE_SCHEMA, Receipt, write_arrow
 
@@ -36,6 +38,7 @@ class Publication:
         card: the store's card; None until a new store has one.
         max_failures: beyond it nothing is published.
         receipts: of the shard tasks of this process.
+        is_begun: whether the run has its marker.
     """
 
     store: StoreLayout
@@ -44,6 +47,15 @@ class Publication:
     card: StoreCard | None
     max_failures: FailureLimit = field(default_factory=FailureLimit)
     receipts: list[Receipt] = field(default_factory=list)
+    is_begun: bool = False
+
+    def __post_init__(self) -> None:
+        self.notes = ReceiptNotes(self.plan.layout)
+
+    def accept(self, receipt: Receipt) -> None:
+        """Keep what a shard task has said."""
+        self.receipts.append(receipt)
+        self.notes.add(receipt)
 
     @property
     def embedded(self) -> list[Receipt]:
@@ -59,7 +71,7 @@ class Publication:
 def mark_begun(publication: Publication) -> None:
     """Write the run's marker, once: from here on its finished shards can be adopted."""
     plan, card = publication.plan, publication.card
-    if card is None or plan.layout.file("run.json").exists():
+    if card is None or publication.is_begun:
         return
     record = runs.RunRecord(
         run=plan.layout.run,
@@ -69,6 +81,7 @@ def mark_begun(publication: Publication) -> None:
         planned=plan.planned,
     )
     runs.begin_run(plan.layout, record)
+    publication.is_begun = True
 
 
 def publish(publication: Publication) -> int:
@@ -90,8 +103,9 @@ def publish(publication: Publication) -> int:
     mark_begun(publication)
     layout = plan.layout
     write_arrow(layout.file("failures.arrow"), pa.concat_tables([FAILURE_SCHEMA.empty_table(), *failures]))
-    write_json(layout.file("files.json"), _digests(publication, new))
+    layout.file("files.json").write_json(_digests(publication, new))
     replaced = {rewrite.path for rewrite in plan.rewrites if rewrite.published}
+    publication.store.check_held()
     version = delta.publish(
         Transition(
             run=layout.run,
@@ -111,9 +125,9 @@ def publish(publication: Publication) -> int:
 def clean_up(publication: Publication, report: Report) -> None:
     """After a publish: keep the run's report, drop what only an open run needs, and the runs it has closed."""
     runs.finish_record(publication.plan.layout, report)
-    if publication.plan.layout.file("identities.arrow").exists():
+    if publication.plan.has_identities:
         for older in runs.identity_files(publication.store, publication.history):
-            older.unlink(missing_ok=True)
+            older.delete()
     used = {file.path for file in delta.open_snapshot(publication.store.root).files}
     for name in publication.history.interrupted:
         # What was not adopted was never part of a version: nobody can be reading it.
@@ -150,7 +164,7 @@ def _reasons(failures: list[pa.Table], most: int = 3) -> str:
 
 def _new_files(publication: Publication) -> list[NewFile]:
     """Return the files to add, each receipt checked against the plan and each file's size against its receipt."""
-    plan, root = publication.plan, publication.store.root
+    plan = publication.plan
     for receipt in publication.embedded:
         if receipt.items != plan.shard_rows[receipt.shard]:
             raise StoreError(
@@ -162,12 +176,12 @@ def _new_files(publication: Publication) -> list[NewFile]:
         raise StoreError(f"{len(publication.receipts)} of {want} shards are there", RESUME)
     found = [(plan.layout.shard_name(receipt.shard), receipt) for receipt in publication.receipts]
     found += [(shard.path, receipt) for shard, receipt in plan.adopted]
+    sizes = _sizes(publication.store, [path for path, _ in found])
     new = []
     for path, receipt in sorted(found, key=lambda pair: pair[0]):
-        try:
-            size = (root / path).stat().st_size
-        except OSError as error:
-            raise StoreError(f"{path} is gone ({error.strerror})", RESUME) from error
+        size = sizes.get(path)
+        if size is None:
+            raise StoreError(f"{path} is gone", RESUME)
         if size != receipt.size_bytes:
             raise StoreError(f"{path} changed since it was written", "Run embedx verify, then the same command")
         if receipt.rows:
@@ -175,16 +189,28 @@ def _new_files(publication: Publication) -> list[NewFile]:
     return new
 
 
+def _sizes(store: StoreLayout, paths: list[str]) -> dict[str, int]:
+    """Return the sizes of files, by one listing of each folder that they lie in."""
+    folders = sorted({path.rpartition("/")[0] + "/" for path in paths})
+    return {entry.name: entry.size_bytes for folder in folders for entry in store.files.list(folder)}
+
+
 def _digests(publication: Publication, files: list[NewFile]) -> list[dict[str, Any]]:
     """Return path, size, rows and sha256 of each file: as its writer said, else read again."""
-    root, plan = publication.store.root, publication.plan
+    plan, all_files = publication.plan, publication.store.files
     known = {plan.layout.shard_name(receipt.shard): receipt.sha256 for receipt in publication.receipts}
     known |= {shard.path: receipt.sha256 for shard, receipt in plan.adopted}
 
+    unknown = [new.file.path for new in files if not known[new.file.path]]
     with ThreadPoolExecutor(4) as pool:
-        unknown = [new.file.path for new in files if not known[new.file.path]]
-        known |= dict(zip(unknown, pool.map(lambda path: file_sha256(root / path), unknown)))
+        known |= dict(zip(unknown, pool.map(lambda path: _sha256(all_files, path), unknown)))
     return [
         {"path": file.path, "size_bytes": file.size_bytes, "rows": file.rows, "sha256": known[file.path]}
         for file in (new.file for new in files)
     ]
+
+
+def _sha256(files: Files, name: str) -> str:
+    if isinstance(files, LocalFiles):
+        return file_sha256(files.root / name)
+    return hashlib.sha256(files.read(name)).hexdigest()

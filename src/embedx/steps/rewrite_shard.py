@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import time
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -26,12 +25,13 @@ def rewrite_shard(job: ShardJob, shard: int, old_path: str, group: int) -> Recei
         old_path: the file, relative to the store.
         group: its changes' record batch in `rewrites.arrow`.
     """
-    path = job.layout.shard(shard)
-    if path.exists():
-        return read_receipt(path)
+    file = job.layout.shard(shard)
+    if file.exists():
+        return read_receipt(file)
     started = time.perf_counter()
     changes = pa.Table.from_batches([read_group(job.layout.file("rewrites.arrow"), group)])
-    table = pq.read_table(Path(job.root) / old_path, partitioning=None).cast(store_schema(job.columns))
+    old = pa.BufferReader(file.files.read(old_path))
+    table = pq.ParquetFile(old).read().cast(store_schema(job.columns))
     updates = changes.filter(changes.column("update"))
     drops = changes.filter(pc.invert(changes.column("update"))).column("item_id")
     table = table.filter(pc.invert(pc.is_in(owner_ids(table), value_set=drops)))
@@ -48,7 +48,7 @@ def rewrite_shard(job: ShardJob, shard: int, old_path: str, group: int) -> Recei
         host=f"{socket.gethostname()}:{os.getpid()}",
         **id_range(table),
     )
-    return write_shard(path, table, receipt)
+    return write_shard(file, table, receipt)
 
 
 def _apply_updates(job: ShardJob, table: pa.Table, updates: pa.Table) -> pa.Table:

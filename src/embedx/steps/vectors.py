@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from embedx.core.errors import StoreError
+from embedx.core.places import Place
 from embedx.store.reader import Store, open_store
 
 
-def open_filled_store(path: Path) -> Store:
+def open_filled_store(path: Place) -> Store:
     """Open a store that has rows.
 
     Raises:
@@ -22,7 +21,7 @@ def open_filled_store(path: Path) -> Store:
     return store
 
 
-def check_finite(store: Path, ids: np.ndarray, vectors: np.ndarray) -> None:
+def check_finite(store: Place, ids: np.ndarray, vectors: np.ndarray) -> None:
     """Refuse vectors that no arithmetic is possible with.
 
     Args:

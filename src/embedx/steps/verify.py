@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ import pyarrow as pa
 
 from embedx.core.errors import StoreError
 from embedx.core.long_texts import TRUNCATED
+from embedx.core.places import Place
 from embedx.core.reports import Report
 from embedx.corpora.content import read_image
 from embedx.inference.gates import measure_fidelity
@@ -23,7 +23,7 @@ DEEP_MIN_COSINE = 0.999
 """Between stored vectors and re-embedded ones, whatever the precision."""
 
 
-def verify(path: Path, deep: int = 0) -> Report:
+def verify(path: Place, deep: int = 0) -> Report:
     """Check a store, index or head.
 
     Args:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
 
 from embedx.store.database import Database, quoted
+from embedx.store.files import File
 from embedx.store.listing import ListingColumns, open_groups
 
 
@@ -35,7 +35,7 @@ class FinishedShard:
 def adopt(
     database: Database,
     columns: ListingColumns,
-    plans: dict[str, Path],
+    plans: dict[str, File],
     shards: list[FinishedShard],
     retry_failed: bool,
 ) -> None:
@@ -56,7 +56,7 @@ def adopt(
     wanted = ["shard", "item_id", "source", "identity", *columns.listed_names]
     parts = []
     for number, (run, plan) in enumerate(plans.items()):
-        database.register(f"open_plan_{number}", open_groups(plan, wanted))
+        database.register(f"open_plan_{number}", open_groups(plan.fetch(database.scratch), wanted))
         parts.append(f"SELECT '{run}' AS run, shard, item_id, source, identity{listed} FROM open_plan_{number}")
     same = " AND ".join(
         f"d.{quoted(name)} IS NOT DISTINCT FROM p.{quoted(name)}" for name in ("source", *columns.listed_names)

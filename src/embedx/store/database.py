@@ -9,9 +9,11 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from embedx.core.errors import StoreError
 from embedx.core.threads import cpu_quota, memory_quota_bytes
+from embedx.store.files import File, Files, LocalFiles, read_all
 from embedx.store.shards import is_whole_arrow
 
 STREAM_ROWS = 65_536
@@ -19,10 +21,17 @@ STREAM_ROWS = 65_536
 
 
 class Database:
-    """A connection; what does not fit its memory limit goes to a folder. Open it with `open_database`."""
+    """A connection; what does not fit its memory limit goes to a folder. Open it with `open_database`.
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
+    Args:
+        connection: to DuckDB.
+        scratch: a local folder.
+    """
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection, scratch: Path) -> None:
         self._connection = connection
+        self.scratch = scratch
+        self._scans = 0
 
     def do(self, statement: str, parameters: list[Any] | None = None) -> list[tuple]:
         """Run a statement and return its rows; for small results."""
@@ -51,17 +60,36 @@ class Database:
         """Make a Parquet file known under a name, without reading it."""
         self._connection.register(name, self._connection.read_parquet(str(path)))
 
-    def register_file(self, name: str, path: Path) -> None:
-        """Make an Arrow file known under a name, without reading it.
+    def register_file(self, name: str, file: File) -> None:
+        """Make an Arrow file known under a name, without reading it; one that lies far away is fetched first.
 
         Raises:
             StoreError: it is missing or damaged.
         """
         import pyarrow.dataset as pds  # here, because it imports pandas: 0.3 s of every start
 
-        if not is_whole_arrow(path):
-            raise StoreError(f"{path} cannot be read: it is damaged or missing", "Restore it, or run embedx verify")
-        self._connection.register(name, pds.dataset([str(path)], format="ipc"))
+        if not is_whole_arrow(file):
+            raise StoreError(f"{file} cannot be read: it is damaged or missing", "Restore it, or run embedx verify")
+        self._connection.register(name, pds.dataset([str(file.fetch(self.scratch))], format="ipc"))
+
+    def scan(self, files: Files, names: list[str], schema: pa.Schema) -> tuple[str, list[Any]]:
+        """Return a table of SQL, and its parameters, of some columns of Parquet files; to be read once.
+
+        `__embedx_file` says which of the names a row comes from.
+        """
+        if isinstance(files, LocalFiles):
+            # Only where it lies on a disk can DuckDB read it by itself.
+            root = str(files.root)
+            paths = [f"{root}/{name}" for name in names]
+            columns = ", ".join(quoted(name) for name in schema.names)
+            return (
+                f"""(SELECT {columns}, substr(__embedx_path, {len(root) + 2}) AS __embedx_file
+                     FROM read_parquet(?, filename = '__embedx_path', hive_partitioning = false))""",
+                [paths],
+            )
+        self._scans += 1
+        self.register(f"scan_{self._scans}", _stream_columns(files, names, schema))
+        return f"scan_{self._scans}", []
 
 
 @contextmanager
@@ -78,9 +106,22 @@ def open_database(work_dir: Path) -> Iterator[Database]:
         connection.execute(f"SET threads = {cpu_quota()}")
         connection.execute("SET preserve_insertion_order = false")
         connection.execute(f"SET temp_directory = '{str(work_dir / 'duckdb').replace(chr(39), chr(39) * 2)}'")
-        yield Database(connection)
+        yield Database(connection, work_dir)
     finally:
         connection.close()
+
+
+def _stream_columns(files: Files, names: list[str], schema: pa.Schema) -> pa.RecordBatchReader:
+    """Read columns of many Parquet files, several at a time: one request for a small file, few for a large one."""
+
+    def read(name: str) -> pa.Table:
+        with files.open(name) as opened:
+            table = pq.ParquetFile(opened, pre_buffer=True).read(schema.names).cast(schema)
+        return table.append_column("__embedx_file", pa.array([name] * len(table), pa.string()))
+
+    with_file = schema.append(pa.field("__embedx_file", pa.string()))
+    batches = (batch for table in read_all(files, read, names) for batch in table.to_batches())
+    return pa.RecordBatchReader.from_batches(with_file, batches)
 
 
 def quoted(name: str) -> str:

@@ -17,6 +17,9 @@ from deltalake.transaction import AddAction, RemoveAction, create_table_with_add
 
 from embedx.core.errors import BusyError, StoreError
 from embedx.core.paths import fsync_dir
+from embedx.core.places import Place, Url
+from embedx.store.files import open_files
+from embedx.store.objects import explained
 
 APP = "embedx"
 """Application id of the fence: two runs planned on one version cannot both commit."""
@@ -56,7 +59,7 @@ class NewFile:
 class Snapshot:
     """A version of a store's table; version -1 is the empty store before the first publish."""
 
-    root: Path
+    root: Place
     version: int
     schema: pa.Schema | None
     files: tuple[DataFile, ...]
@@ -68,7 +71,7 @@ class Snapshot:
         return sum(file.rows for file in self.files)
 
 
-def open_snapshot(root: Path, version: int | None = None) -> Snapshot:
+def open_snapshot(root: Place, version: int | None = None) -> Snapshot:
     """Read the present or an old version of a store's table.
 
     Raises:
@@ -93,14 +96,16 @@ def open_snapshot(root: Path, version: int | None = None) -> Snapshot:
     )
 
 
-def _open_table(root: Path, version: int | None = None) -> DeltaTable | None:
+def _open_table(root: Place, version: int | None = None) -> DeltaTable | None:
     try:
-        return DeltaTable(str(root), version=version)
+        return DeltaTable(str(root), version=version, storage_options=open_files(root).delta_options())
     except TableNotFoundError:
         if version is None:
             return None
         raise StoreError(f"{root} has no version {version}", "See embedx history") from None
-    except DeltaError as error:
+    except (DeltaError, OSError) as error:
+        if isinstance(root, Url) and not isinstance(error, DeltaError):
+            raise explained(error, root) from None
         asked = f" version {version}" if version is not None else ""
         raise StoreError(f"{root}{asked} cannot be read: {error}", "See embedx history for the versions") from error
 
@@ -110,7 +115,7 @@ CLOSED = 2
 """A run's marker in the log: published itself, or closed because a later run adopted what it had finished."""
 
 
-def run_markers(root: Path, runs: list[str]) -> dict[str, int]:
+def run_markers(root: Place, runs: list[str]) -> dict[str, int]:
     """Return run -> PUBLISHED or CLOSED for those of `runs` that the log knows."""
     table = _open_table(root)
     if table is None:
@@ -151,6 +156,7 @@ def publish(transition: Transition) -> int:
         StoreError: the log cannot be written.
     """
     root, run, base = transition.base.root, transition.run, transition.base
+    options = open_files(root).delta_options()
     adds = [_add_action(new) for new in transition.adds]
     removes = [
         RemoveAction(
@@ -180,10 +186,11 @@ def publish(transition: Transition) -> int:
                 adds,
                 mode="error",
                 configuration=CONFIGURATION,
+                storage_options=options,
                 commit_properties=properties,
             )
         else:
-            table = DeltaTable(str(root), version=base.version)
+            table = DeltaTable(str(root), version=base.version, storage_options=options)
             table.create_write_transaction(
                 [*adds, *removes], mode="append", schema=schema, partition_by=[], commit_properties=properties
             )
@@ -192,16 +199,22 @@ def publish(transition: Transition) -> int:
         if not run_markers(root, [run]):
             if isinstance(error, CommitFailedError):
                 raise BusyError(
-                    f"{root} was changed by another writer since version {base.version} ({error})",
+                    f"{root} was changed by another writer since version {base.version} "
+                    f"({_without_secrets(root, error)})",
                     "Run the same command again: finished shards are kept",
-                ) from error
-            raise StoreError(f"cannot commit to {root}: {error}", "Mend the cause and run the same command") from error
-    log = root / "_delta_log"
+                ) from None
+            said = _without_secrets(root, error)
+            raise StoreError(f"cannot commit to {root}: {said}", "Mend the cause and run the same command") from None
     present = _open_table(root)
     if present is None:
         raise StoreError(f"{root} has no Delta log after the commit", "Check the file system and run the same command")
-    _fsync_commit(log, present.version())
+    if isinstance(root, Path):
+        _fsync_commit(root / "_delta_log", present.version())
     return int(present.version())
+
+
+def _without_secrets(root: Place, error: Exception) -> str:
+    return root.access.hide(str(error)) if isinstance(root, Url) else str(error)
 
 
 def _fsync_commit(log: Path, version: int) -> None:
@@ -234,7 +247,7 @@ def _run_app(run: str) -> str:
     return f"{APP}:{run}"
 
 
-def vacuum(root: Path, retention_hours: float, dry_run: bool) -> list[str]:
+def vacuum(root: Place, retention_hours: float, dry_run: bool) -> list[str]:
     """Delete replaced files that no version within the retention needs; returns their paths.
 
     Lite: only what the log itself has removed. A full vacuum would take uncommitted shards for garbage.
@@ -248,7 +261,7 @@ def vacuum(root: Path, retention_hours: float, dry_run: bool) -> list[str]:
     return deleted
 
 
-def history(root: Path) -> list[dict]:
+def history(root: Place) -> list[dict]:
     """Return the versions of a store, newest first: version, run, time (ms since 1970) and operation."""
     table = _open_table(root)
     if table is None:

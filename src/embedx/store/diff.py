@@ -20,13 +20,13 @@ import numpy as np
 import pyarrow as pa
 
 from embedx.core.errors import StoreError
-from embedx.core.paths import replacing
 from embedx.store import adoption
 from embedx.store.adoption import FinishedShard
 from embedx.store.database import Database, quoted
 from embedx.store.delta import Snapshot
+from embedx.store.files import File, as_file, open_files
 from embedx.store.listing import ListingColumns
-from embedx.store.schema import CHUNK_ID
+from embedx.store.schema import CHUNK_ID, store_schema
 
 KINDS = "('new', 'changed', 'updated', 'unchanged', 'failed_before', 'adopted', 'adopted_failed')"
 
@@ -86,7 +86,7 @@ class Diff:
 
     # -- the comparison ------------------------------------------------------------------------------------
 
-    def compare(self, known_failures: Path | None, identities: list[Path], keep: str, retry_failed: bool) -> None:
+    def compare(self, known_failures: File | None, identities: list[File], keep: str, retry_failed: bool) -> None:
         """Give every listed item its kind.
 
         Args:
@@ -123,17 +123,11 @@ class Diff:
             )
         self._database.do("DELETE FROM decision WHERE row IN (SELECT row FROM dropped)")
 
-    def _create_current(self, identities: list[Path]) -> None:
+    def _create_current(self, identities: list[File]) -> None:
         self._database.do("CREATE TEMP TABLE removed (item_id VARCHAR, file INTEGER, rows INTEGER)")
-        names = [str(self._snapshot.root / file.path) for file in self._snapshot.files]
-        files = pa.table(
-            {
-                "__embedx_file": pa.array(names, pa.string()),
-                "path": pa.array([file.path for file in self._snapshot.files], pa.string()),
-                "file": pa.array(range(len(names)), pa.int32()),
-            }
-        )
-        self._database.register("files", files)
+        names = [file.path for file in self._snapshot.files]
+        files = {"path": pa.array(names, pa.string()), "file": pa.array(range(len(names)), pa.int32())}
+        self._database.register("files", pa.table(files))
         if not names:
             self._database.do(
                 f"""CREATE TEMP TABLE current AS SELECT '' AS item_id, '' AS source, '' AS digest, 0::INTEGER AS file,
@@ -149,30 +143,34 @@ class Diff:
             identity = "i.identity"
             join = """LEFT JOIN (SELECT item_id, arg_max(identity, generation) AS identity
                                  FROM identity_log GROUP BY item_id) i USING (item_id)"""
+        items, parameters = self._items(names)
         self._database.do(
             f"""CREATE TEMP TABLE current AS
                 SELECT r.item_id, r.source, r.digest, n.file, r.rows, {identity} AS identity{carried}
-                FROM {self._items("?")} r JOIN files n USING (__embedx_file) {join}""",
-            [names],
+                FROM {items} r JOIN files n ON r.__embedx_file = n.path {join}""",
+            parameters,
         )
 
-    def _items(self, files: str) -> str:
+    def _items(self, names: list[str]) -> tuple[str, list]:
         """Return the items of files as a table of SQL, with the number of their `rows`: the chunks of one are equal."""
-        scan = f"read_parquet({files}, filename = '__embedx_file', hive_partitioning = false)"
+        schema = store_schema(self._columns.listed)
+        schema = schema.remove(schema.get_field_index("vector"))
+        scan, parameters = self._database.scan(open_files(self._snapshot.root), names, schema)
         if not self._has_chunks:
-            return f"(SELECT *, 1::INTEGER AS rows FROM {scan})"
-        names = ["source", "digest", *(column.name for column in self._columns.listed)]
-        own = ", ".join(f"any_value({quoted(name)}) AS {quoted(name)}" for name in names)
-        return f"""(SELECT coalesce(parent_id, item_id) AS item_id, __embedx_file, {own}, count(*)::INTEGER AS rows
-                    FROM {scan} GROUP BY ALL)"""
+            return f"(SELECT *, 1::INTEGER AS rows FROM {scan})", parameters
+        columns = ["source", "digest", *(column.name for column in self._columns.listed)]
+        own = ", ".join(f"any_value({quoted(name)}) AS {quoted(name)}" for name in columns)
+        items = f"""(SELECT coalesce(parent_id, item_id) AS item_id, __embedx_file, {own}, count(*)::INTEGER AS rows
+                     FROM {scan} GROUP BY ALL)"""
+        return items, parameters
 
-    def _create_failed(self, known_failures: Path | None, retry_failed: bool) -> None:
+    def _create_failed(self, known_failures: File | None, retry_failed: bool) -> None:
         self._database.do("CREATE TEMP TABLE failed (item_id VARCHAR, identity VARCHAR)")
         if known_failures is not None and not retry_failed:
             self._database.register_file("failure_file", known_failures)
             self._database.do("INSERT INTO failed SELECT DISTINCT item_id, identity FROM failure_file")
 
-    def _union(self, name: str, paths: list[Path], select: str) -> None:
+    def _union(self, name: str, paths: list[File], select: str) -> None:
         parts = []
         for generation, path in enumerate(paths):
             self._database.register_file(f"{name}_{generation}", path)
@@ -187,7 +185,7 @@ class Diff:
     def write_suspects(self, path: Path) -> None:
         """Write (row, locator, old_digest) of the items called changed only by their file's size or time."""
         _write(
-            path,
+            as_file(path),
             self._database.stream(
                 "SELECT l.row, l.locator, c.digest AS old_digest "
                 "FROM listing l JOIN decision d USING (row) JOIN current c USING (item_id) WHERE d.kind = 'changed'"
@@ -219,7 +217,7 @@ class Diff:
 
     # -- what interrupted runs have done already -----------------------------------------------------------
 
-    def adopt(self, plans: dict[str, Path], shards: list[FinishedShard], retry_failed: bool) -> dict[tuple, int]:
+    def adopt(self, plans: dict[str, File], shards: list[FinishedShard], retry_failed: bool) -> dict[tuple, int]:
         """Mark the items that finished shards of interrupted runs hold already (see `store.adoption`).
 
         Returns:
@@ -286,20 +284,18 @@ class Diff:
 
     def _create_partial(self, partial: list[FinishedShard]) -> None:
         """Create the table of (path, item_id, rows) of finished shards."""
-        paths = [shard.path for shard in partial]
-        names = [str(self._snapshot.root / path) for path in paths]
-        files = {"__embedx_file": pa.array(names, pa.string()), "path": pa.array(paths, pa.string())}
-        self._database.register("partial_files", pa.table(files))
-        create = "CREATE TEMP TABLE partial AS SELECT path, item_id, rows FROM"
-        if names:
-            self._database.do(f"{create} {self._items('?')} JOIN partial_files USING (__embedx_file)", [names])
+        if partial:
+            items, parameters = self._items([shard.path for shard in partial])
+            self._database.do(
+                f"CREATE TEMP TABLE partial AS SELECT __embedx_file AS path, item_id, rows FROM {items}", parameters
+            )
         else:
             self._database.do("CREATE TEMP TABLE partial (path VARCHAR, item_id VARCHAR, rows INTEGER)")
 
-    def write_identities(self, path: Path) -> None:
+    def write_identities(self, file: File) -> None:
         """Write item -> identity of everything the store has after this run, for the next run's diff."""
         _write(
-            path,
+            file,
             self._database.stream(
                 """SELECT item_id, identity FROM listing JOIN decision USING (row) WHERE kind != 'failed_before'
                    UNION ALL
@@ -308,7 +304,7 @@ class Diff:
             ),
         )
 
-    def surviving_failures(self, known_failures: Path | None, mirrored: list[str]) -> pa.Table | None:
+    def surviving_failures(self, known_failures: File | None, mirrored: list[str]) -> pa.Table | None:
         """Return the earlier failures that still stand: not listed now, or listed and not tried again.
 
         Args:
@@ -333,12 +329,8 @@ class Diff:
         )
 
 
-def _write(path: Path, batches: pa.RecordBatchReader) -> None:
-    with (
-        replacing(path) as temporary,
-        pa.OSFile(str(temporary), "wb") as sink,
-        pa.ipc.new_file(sink, batches.schema) as writer,
-    ):
+def _write(file: File, batches: pa.RecordBatchReader) -> None:
+    with file.writing() as path, pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batches.schema) as writer:
         for batch in batches:
             writer.write_batch(batch)
 

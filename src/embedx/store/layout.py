@@ -3,10 +3,10 @@
 store/
   _delta_log/                        versions
   _embedx/encoder.json               card, fingerprint, precision, dim, canary vectors
-  _embedx/lock                       held (flock) by the one writer
+  _embedx/lock                       held (flock) by the one writer; in an object store lease.json, renewed by it
   _embedx/runs/<run>/run.json        what the run is based on
                      plan.arrow      items to embed, one record batch per shard; gone once published
-                     receipts.jsonl  of each finished shard, as its writer said it; gone once published
+                     receipts.jsonl  of finished shards, as their writers said them; gone once published
                      requests.json   requests to a remote encoder so far; gone once published
                      failures/*.arrow  failed items of one attempt at one shard
                      identities.arrow  item -> size and mtime of its file, for the next run's diff; the newest only
@@ -20,78 +20,113 @@ No `.parquet` file lies under `_embedx/`: recursive globs of other tools would t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from embedx.core.places import Place
+from embedx.store.files import File, Files, open_files
 
 STORE_FORMAT = 1
 """Version of this layout. Raise it on any change that older code would misread, and keep a reader for the old one."""
 
 
+META = "_embedx/"
+"""The folder of everything that is not data."""
+
+RUNS = "_embedx/runs/"
+"""The folder of run records."""
+
+DATA = "data/"
+"""The folder of shard files."""
+
+
+def _nobody_else() -> None:
+    """A lock of the operating system cannot be lost while its holder lives."""
+
+
 @dataclass(frozen=True)
 class StoreLayout:
-    """Paths of one store."""
+    """Names of one store.
 
-    root: Path
+    Attributes:
+        root: where it lies.
+        check_held: raises a BusyError if this process is its writer no more.
+    """
 
-    @property
-    def delta_log(self) -> Path:
-        """The Delta log; it exists exactly when something was published."""
-        return self.root / "_delta_log"
-
-    @property
-    def meta(self) -> Path:
-        """The folder of everything that is not data."""
-        return self.root / "_embedx"
+    root: Place
+    check_held: Callable[[], None] = field(default=_nobody_else, compare=False, repr=False)
 
     @property
-    def encoder(self) -> Path:
+    def files(self) -> Files:
+        """Its files."""
+        return open_files(self.root)
+
+    @property
+    def encoder(self) -> File:
         """The encoder's card, written when the store is created."""
-        return self.meta / "encoder.json"
+        return File(self.files, "_embedx/encoder.json")
 
-    @property
-    def lock(self) -> Path:
-        """The writer's lock."""
-        return self.meta / "lock"
-
-    @property
-    def runs(self) -> Path:
-        """The folder of run records."""
-        return self.meta / "runs"
+    def exists(self) -> bool:
+        """Whether there is something of a store."""
+        return META.rstrip("/") in self.files.folders()[0]
 
     def run(self, run: str) -> RunLayout:
-        """Return the paths of one run."""
+        """Return the names of one run."""
         return RunLayout(self.root, run)
 
 
 @dataclass(frozen=True)
 class RunLayout:
-    """Paths of one run."""
+    """Names of one run."""
 
-    root: Path
+    root: Place
     run: str
 
     @property
-    def folder(self) -> Path:
-        """The run's record."""
-        return self.root / "_embedx" / "runs" / self.run
+    def files(self) -> Files:
+        """The store's files."""
+        return open_files(self.root)
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """Give a local folder for what nobody needs afterwards: on the store's own disk, where it has one."""
+        if isinstance(self.root, Path):
+            folder = self.root / self.folder / "scratch"
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+        else:
+            with TemporaryDirectory(prefix="embedx-") as name:
+                yield Path(name)
 
     @property
-    def data(self) -> Path:
+    def folder(self) -> str:
+        """The run's record."""
+        return f"{RUNS}{self.run}/"
+
+    @property
+    def data(self) -> str:
         """The folder of the run's shard files."""
-        return self.root / "data" / self.run
+        return f"{DATA}{self.run}/"
 
     def shard_name(self, shard: int) -> str:
         """Return a shard's path relative to the store, as Delta names it."""
-        return f"data/{self.run}/{shard:05d}.parquet"
+        return f"{self.data}{shard:05d}.parquet"
 
-    def shard(self, shard: int) -> Path:
-        """Return a shard's path."""
-        return self.root / self.shard_name(shard)
+    def shard(self, shard: int) -> File:
+        """Return a shard."""
+        return File(self.files, self.shard_name(shard))
 
-    def attempt_failures(self, shard: int, attempt: str) -> Path:
+    def attempt_failures(self, shard: int, attempt: str) -> File:
         """Return where one attempt at a shard records its failed items."""
-        return self.folder / "failures" / f"{shard:05d}-{attempt}.arrow"
+        return self.file(f"failures/{shard:05d}-{attempt}.arrow")
 
-    def file(self, name: str) -> Path:
+    def file(self, name: str) -> File:
         """Return one file of the run's record, e.g. `plan.arrow`."""
-        return self.folder / name
+        return File(self.files, self.folder + name)

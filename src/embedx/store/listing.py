@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from embedx.core.paths import replacing
+from embedx.store.files import File
 from embedx.store.schema import CarriedColumn
 
 BATCH_ROWS = 8_192
@@ -99,12 +99,12 @@ class GroupWriter:
     """Writes an Arrow file of one record batch per group of rows, so that a task reads exactly its group by number.
 
     Args:
-        path: the file; there whole on a clean exit, else not at all.
+        file: there whole on a clean exit, else not at all.
         schema: of the rows.
     """
 
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self._path = path
+    def __init__(self, file: File, schema: pa.Schema) -> None:
+        self._file = file
         self._schema = schema
         self._pending: list[pa.RecordBatch] = []
         self._group: int | str = 0
@@ -112,7 +112,7 @@ class GroupWriter:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            temporary = stack.enter_context(replacing(self._path))
+            temporary = stack.enter_context(self._file.writing())
             sink = stack.enter_context(pa.OSFile(str(temporary), "wb"))
             self._writer = stack.enter_context(pa.ipc.new_file(sink, self._schema, options=_compressed()))
             self._stack = stack.pop_all()
@@ -144,8 +144,8 @@ class GroupWriter:
 class PlanWriter(GroupWriter):
     """Writes `plan.arrow`: the listing rows to embed, one record batch per shard, whatever the source's format was."""
 
-    def __init__(self, path: Path, columns: ListingColumns) -> None:
-        super().__init__(path, columns.schema().append(pa.field("shard", pa.int32(), nullable=False)))
+    def __init__(self, file: File, columns: ListingColumns) -> None:
+        super().__init__(file, columns.schema().append(pa.field("shard", pa.int32(), nullable=False)))
 
     def add(self, group: int | str, rows: pa.RecordBatch) -> None:
         """Add rows of a shard; shards come in ascending order without gaps."""
@@ -153,9 +153,9 @@ class PlanWriter(GroupWriter):
         super().add(group, pa.RecordBatch.from_arrays([*rows.columns, numbers], schema=self._schema))
 
 
-def read_group(path: Path, number: int) -> pa.RecordBatch:
+def read_group(file: File, number: int) -> pa.RecordBatch:
     """Read one group of a `GroupWriter`'s file: a shard of `plan.arrow`, a file's changes of `rewrites.arrow`."""
-    with pa.memory_map(str(path)) as source:
+    with file.open() as source:
         return pa.ipc.open_file(source).get_batch(number)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,9 +19,14 @@ from embedx.core.contracts import EncoderCard
 from embedx.core.digests import fingerprint
 from embedx.core.errors import StoreError
 from embedx.core.long_texts import TRUNCATED, LongTexts
+from embedx.core.places import Place, parse_place
 from embedx.store import delta
+from embedx.store.files import File, open_files, read_all
 from embedx.store.layout import STORE_FORMAT, StoreLayout
 from embedx.store.schema import RESERVED, CarriedColumn, vectors_from_array
+
+FETCHED_AHEAD = 2
+"""Files of an object store in memory, while another is read."""
 
 
 @dataclass(frozen=True)
@@ -100,15 +107,15 @@ class StoreCard:
             raise StoreError(f"{where} is damaged: {error}", "Run embedx verify, or restore the file") from error
 
 
-def read_store_card(root: Path) -> StoreCard | None:
+def read_store_card(root: Place) -> StoreCard | None:
     """Return a store's card, or None where there is none."""
-    path = StoreLayout(root).encoder
+    file = StoreLayout(root).encoder
     try:
-        return StoreCard.from_dict(json.loads(path.read_text()), str(path))
-    except FileNotFoundError:
+        return StoreCard.from_dict(json.loads(file.read()), str(file))
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
-        raise StoreError(f"{path} is not valid JSON ({error})", "Restore the file from a backup") from error
+        raise StoreError(f"{file} is not valid JSON ({error})", "Restore the file from a backup") from error
 
 
 @dataclass(frozen=True)
@@ -116,12 +123,12 @@ class Store:
     """One version of a store. Open it with `open_store`.
 
     Attributes:
-        path: the store's folder.
+        path: where the store lies.
         store_card: what it was created with.
         snapshot: the version's files.
     """
 
-    path: Path
+    path: Place
     store_card: StoreCard
     snapshot: delta.Snapshot
 
@@ -158,9 +165,10 @@ class Store:
         return [*own, *(name for name in schema.names if name not in RESERVED)] if schema else []
 
     @property
-    def files(self) -> list[Path]:
-        """The version's files, sorted: the right list for any other Parquet reader."""
-        return [self.path / file.path for file in self.snapshot.files]
+    def files(self) -> list[File]:
+        """The version's files, sorted: as text the right list for any other Parquet reader."""
+        files = open_files(self.path)
+        return [File(files, file.path) for file in self.snapshot.files]
 
     def vectors(self) -> tuple[np.ndarray, np.ndarray]:
         """Load every vector.
@@ -185,7 +193,12 @@ class Store:
             StoreError: a column does not exist.
         """
         self.check_columns(columns)
-        tables = [pq.read_table(path, columns=list(columns), partitioning=None) for path in self.files]
+
+        def read(file: File) -> pa.Table:
+            with file.open() as opened:
+                return pq.ParquetFile(opened, pre_buffer=True).read(list(columns))
+
+        tables = list(read_all(open_files(self.path), read, self.files))
         return pa.concat_tables(tables) if tables else self._empty(columns)
 
     def iterate_batches(
@@ -202,12 +215,35 @@ class Store:
         """
         self.check_columns(columns)
         names = ["item_id", *(name for name in columns if name != "item_id")]
-        for path in self.files:
+        for file, opened in self._open_all():
             try:
-                for batch in pq.ParquetFile(path).iter_batches(batch_rows, columns=[*names, "vector"]):
+                for batch in pq.ParquetFile(opened).iter_batches(batch_rows, columns=[*names, "vector"]):
                     yield batch.select(names), vectors_from_array(batch.column("vector"), self.dim)
             except (OSError, ValueError, pa.ArrowException) as error:
-                raise StoreError(f"{path} cannot be read ({error})", "Run embedx verify on the store") from error
+                raise StoreError(f"{file} cannot be read ({error})", "Run embedx verify on the store") from error
+
+    def _open_all(self) -> Iterator[tuple[File, pa.NativeFile]]:
+        """Yield each file, opened; of those far away the next one is fetched, whole, while one is read."""
+        if isinstance(self.path, Path):
+            for file in self.files:
+                try:
+                    yield file, file.open()
+                except OSError as error:
+                    raise StoreError(f"{file} cannot be read ({error})", "Run embedx verify on the store") from error
+            return
+        with ThreadPoolExecutor(1) as pool:
+            waiting = deque((file, pool.submit(file.read)) for file in self.files[:FETCHED_AHEAD])
+            for later in (*self.files[FETCHED_AHEAD:], *[None] * FETCHED_AHEAD):
+                if not waiting:
+                    return
+                file, data = waiting.popleft()
+                try:
+                    opened = pa.BufferReader(data.result())
+                except OSError as error:
+                    raise StoreError(f"{file} cannot be read ({error})", "Run embedx verify on the store") from error
+                if later is not None:
+                    waiting.append((later, pool.submit(later.read)))
+                yield file, opened
 
     def check_columns(self, columns: Sequence[str]) -> None:
         """Raise a StoreError that names a missing column and those there are."""
@@ -224,22 +260,22 @@ class Store:
         return pa.schema([schema.field(name) for name in columns]).empty_table()
 
 
-def open_store(path: str | Path, version: int | None = None) -> Store:
+def open_store(path: str | Place, version: int | None = None) -> Store:
     """Open a store for reading.
 
     Args:
-        path: the store's folder.
+        path: the store's folder or URL.
         version: an old version; None is the newest.
 
     Raises:
         StoreError: there is no store, nothing was published yet, or it is damaged.
     """
-    root = Path(path)
-    if not root.is_dir():
+    root = parse_place(path)
+    card = read_store_card(root)
+    if card is None and not open_files(root).exists():
         raise StoreError(
             f"{root} does not exist", "Create it with: embedx extract SOURCE --encoder REF --out " + str(root)
         )
-    card = read_store_card(root)
     snapshot = delta.open_snapshot(root, version)
     if card is None:
         raise StoreError(f"{root} is not an embedx store", "Pass the folder given as --out to embedx extract")

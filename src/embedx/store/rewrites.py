@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import chain
 
 import numpy as np
 import pyarrow as pa
 
 from embedx.core.shards import iterate_groups
+from embedx.store.files import File
 from embedx.store.listing import GroupWriter
 
 
@@ -39,12 +40,12 @@ class Standing:
 
 
 def write_rewrites(
-    path: Path, schema: pa.Schema, changes: Iterable[pa.RecordBatch], standing: dict[str, Standing]
+    file: File, schema: pa.Schema, changes: Iterable[pa.RecordBatch], standing: dict[str, Standing]
 ) -> list[Rewrite]:
     """Write changes to `rewrites.arrow`; nothing is written where nothing changes.
 
     Args:
-        path: the file.
+        file: to write.
         schema: of the changes: path, item_id, update, rows, and the new columns.
         changes: ascending by path; an item without `update` is dropped from its file, with all its rows.
         standing: path -> the file.
@@ -53,18 +54,20 @@ def write_rewrites(
         The files that change.
     """
     dropped: dict[str, int] = {}
-    with GroupWriter(path, schema) as writer:
-        for batch in changes:
+    filled = (batch for batch in changes if batch.num_rows)
+    first = next(filled, None)
+    if first is None:
+        return []
+    with GroupWriter(file, schema) as writer:
+        for batch in chain([first], filled):
             codes = batch.column("path").dictionary_encode()
             kept = batch.column("update").to_numpy(zero_copy_only=False)
             rows = np.where(kept, 0, batch.column("rows").to_numpy())
             for code, start, stop in iterate_groups(codes.indices.to_numpy()):
-                file = codes.dictionary[code].as_py()
-                dropped[file] = dropped.get(file, 0) + int(rows[start:stop].sum())
-                writer.add(file, batch.slice(start, stop - start))
-    if not dropped:
-        path.unlink()
+                path = codes.dictionary[code].as_py()
+                dropped[path] = dropped.get(path, 0) + int(rows[start:stop].sum())
+                writer.add(path, batch.slice(start, stop - start))
     return [
-        Rewrite(file, standing[file].rows - lost, standing[file].published, group)
-        for group, (file, lost) in enumerate(dropped.items())
+        Rewrite(path, standing[path].rows - lost, standing[path].published, group)
+        for group, (path, lost) in enumerate(dropped.items())
     ]

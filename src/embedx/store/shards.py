@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import secrets
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -16,8 +12,8 @@ import pyarrow.parquet as pq
 
 from embedx.core.contracts import ItemFailure
 from embedx.core.errors import StoreError
-from embedx.core.paths import fsync_dir, replacing
 from embedx.store import schema as schemas
+from embedx.store.files import File
 
 RECEIPT_KEY = b"embedx.receipt"
 
@@ -91,37 +87,24 @@ class Receipt:
         return json.dumps(asdict(self), separators=(",", ":"))
 
 
-def write_shard(path: Path, table: pa.Table, receipt: Receipt) -> Receipt:
+def write_shard(file: File, table: pa.Table, receipt: Receipt) -> Receipt:
     """Create a shard file exclusively and durably: it exists exactly when the shard is done.
 
-    The bytes are finished in memory, written to a private temporary file, synced and linked under the final
-    name. Of two attempts at a shard the first wins; the second returns the winner's receipt.
+    The bytes are finished in memory and created under the final name if nothing has it. Of two attempts at a shard
+    the first wins; the second returns the winner's receipt.
 
     Args:
-        path: the final name.
+        file: the shard.
         table: rows in the store's schema.
         receipt: what to put in the footer.
 
     Returns:
         The receipt of the file that stands there, with its size; with its sha256 where this call wrote it.
     """
-    data = encode_shard(table, receipt)
-    sha256 = ""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
-    try:
-        # 0666 less the umask, like any file the user writes: stores are shared between people.
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        with contextlib.suppress(FileExistsError):
-            os.link(temporary, path)
-            sha256 = hashlib.sha256(data).hexdigest()
-    finally:
-        temporary.unlink(missing_ok=True)
-    fsync_dir(path.parent)
-    return replace(read_receipt(path), sha256=sha256)
+    data = memoryview(encode_shard(table, receipt)).cast("B")
+    if not file.create(data):
+        return read_receipt(file)
+    return replace(receipt, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
 def encode_shard(table: pa.Table, receipt: Receipt) -> pa.Buffer:
@@ -134,25 +117,26 @@ def encode_shard(table: pa.Table, receipt: Receipt) -> pa.Buffer:
     return sink.getvalue()
 
 
-def read_receipt(path: Path) -> Receipt:
+def read_receipt(file: File) -> Receipt:
     """Return the receipt in a shard's footer, with the file's size.
 
     Raises:
         StoreError: the file is damaged or was not written by embedx.
     """
     try:
-        size = path.stat().st_size
-        metadata = pq.read_metadata(path)
+        with file.open() as opened:
+            size = opened.size()
+            metadata = pq.read_metadata(opened)
         fields: dict[str, Any] = json.loads(metadata.metadata[RECEIPT_KEY])
         receipt = Receipt(**{**fields, "size_bytes": size})
     except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
-        raise StoreError(f"{path} is not a whole shard file ({error})", "Run embedx verify on the store") from error
+        raise StoreError(f"{file} is not a whole shard file ({error})", "Run embedx verify on the store") from error
     if metadata.num_rows != receipt.rows:
-        raise StoreError(f"{path} has {metadata.num_rows} rows, its receipt says {receipt.rows}", "Run embedx verify")
+        raise StoreError(f"{file} has {metadata.num_rows} rows, its receipt says {receipt.rows}", "Run embedx verify")
     return receipt
 
 
-def write_failures(path: Path, failures: list[tuple[ItemFailure, str]]) -> None:
+def write_failures(file: File, failures: list[tuple[ItemFailure, str]]) -> None:
     """Write one attempt's failed items, each with the identity its content had.
 
     Durable before the shard that names it; an attempt's name is its own, so nothing is overwritten.
@@ -161,38 +145,33 @@ def write_failures(path: Path, failures: list[tuple[ItemFailure, str]]) -> None:
     table = pa.Table.from_pylist(
         [{name: row[name] for name in FAILURE_SCHEMA.names} for row in rows], schema=FAILURE_SCHEMA
     )
-    write_arrow(path, table)
+    write_arrow(file, table)
 
 
-def write_arrow(path: Path, table: pa.Table) -> None:
-    """Write a table as an Arrow file, atomically and durably."""
-    with (
-        replacing(path) as temporary,
-        pa.OSFile(str(temporary), "wb") as sink,
-        pa.ipc.new_file(sink, table.schema) as writer,
-    ):
+def write_arrow(file: File, table: pa.Table) -> None:
+    """Write a table as an Arrow file, whole and durably."""
+    with file.writing() as path, pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
 
 
-def read_arrow(path: Path) -> pa.Table:
+def read_arrow(file: File) -> pa.Table:
     """Read an Arrow file whole.
 
     Raises:
         StoreError: it is missing or damaged.
     """
     try:
-        with pa.OSFile(str(path), "rb") as source:
-            return pa.ipc.open_file(source).read_all()
+        return pa.ipc.open_file(pa.BufferReader(file.read())).read_all()
     except (OSError, pa.ArrowException) as error:
         raise StoreError(
-            f"{path} cannot be read ({' '.join(str(error).split())[:160]})", "Restore it, or run embedx verify"
+            f"{file} cannot be read ({' '.join(str(error).split())[:160]})", "Restore it, or run embedx verify"
         ) from error
 
 
-def is_whole_arrow(path: Path) -> bool:
+def is_whole_arrow(file: File) -> bool:
     """Whether an Arrow file is there and has its end, which is written last."""
     try:
-        with pa.OSFile(str(path), "rb") as source:
+        with file.open() as source:
             pa.ipc.open_file(source)
     except (OSError, pa.ArrowException):
         return False

@@ -7,8 +7,8 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,8 +17,11 @@ import xxhash
 
 from embedx.core.digests import fingerprint
 from embedx.core.errors import StoreError
+from embedx.core.places import Place
 from embedx.store import runs
+from embedx.store.database import Database, open_database
 from embedx.store.delta import DataFile
+from embedx.store.files import File, as_file, open_files
 from embedx.store.layout import StoreLayout
 from embedx.store.reader import Store, open_store
 from embedx.store.schema import vectors_from_array
@@ -26,6 +29,9 @@ from embedx.store.shards import is_whole_arrow, read_arrow, read_receipt
 
 NORM_TOLERANCE = 2e-3
 """A unit vector's length after rounding to 10 mantissa bits."""
+
+
+_IDS = pa.schema([pa.field("item_id", pa.string()), pa.field("parent_id", pa.string())])
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ class Problem:
         return {"path": self.path, "message": self.message}
 
 
-def find_store_problems(path: Path) -> list[Problem]:
+def find_store_problems(path: Place) -> list[Problem]:
     """Check a store whole: card, log, files, receipts, digests, ids, vectors; every problem names its file.
 
     Raises:
@@ -50,20 +56,23 @@ def find_store_problems(path: Path) -> list[Problem]:
     try:
         store = open_store(path)
     except StoreError as error:
-        if not layout.meta.is_dir():
+        if not layout.exists():
             raise
         return [Problem(str(path), error.message)]
     problems = list(_card_problems(store))
-    digests, damaged = _promised_digests(layout)
+    history = runs.read_history(layout)
+    digests, damaged = _promised_digests(layout, history)
     problems += damaged
     readable = []
     for file in store.snapshot.files:
-        found = list(_file_problems(store, file, digests))
+        with TemporaryDirectory(prefix="embedx-verify-") as folder:
+            found = list(_file_problems(store, file, digests, Path(folder)))
         problems += found
         if not found:
-            readable.append(file)
-    problems += _duplicate_problems(store, readable)
-    problems += _failure_problems(store, layout, readable)
+            readable.append(file.path)
+    with TemporaryDirectory(prefix="embedx-verify-") as folder, open_database(Path(folder)) as database:
+        problems += _duplicate_problems(store, database, readable)
+        problems += _failure_problems(store, database, runs.latest_failures(layout, history), readable)
     return problems
 
 
@@ -77,25 +86,26 @@ def _card_problems(store: Store) -> Iterator[Problem]:
         yield Problem(where, f"its canary vectors are not finite and {card.dim} long")
 
 
-def _promised_digests(layout: StoreLayout) -> tuple[dict[str, dict], list[Problem]]:
+def _promised_digests(layout: StoreLayout, history: runs.RunHistory) -> tuple[dict[str, dict], list[Problem]]:
     promised: dict[str, dict] = {}
     problems = []
-    for name in runs.read_history(layout).published:
-        path = layout.run(name).file("files.json")
-        identities = layout.run(name).file("identities.arrow")
-        if identities.exists() and not is_whole_arrow(identities):
-            problems.append(
-                Problem(str(identities.relative_to(layout.root)), "is damaged: the next run cannot compare")
-            )
+    for identities in runs.identity_files(layout, history):
+        if not is_whole_arrow(identities):
+            problems.append(Problem(identities.name, "is damaged: the next run cannot compare"))
+    for name in history.published:
+        file = layout.run(name).file("files.json")
         try:
-            promised.update({entry["path"]: entry for entry in json.loads(path.read_text())})
+            promised.update({entry["path"]: entry for entry in json.loads(file.read())})
         except (OSError, ValueError, KeyError, TypeError) as error:
-            problems.append(Problem(str(path.relative_to(layout.root)), f"cannot be read ({error})"))
+            problems.append(Problem(file.name, f"cannot be read ({error})"))
     return promised, problems
 
 
-def _file_problems(store: Store, file: DataFile, digests: dict[str, dict]) -> Iterator[Problem]:
-    path = store.path / file.path
+def _file_problems(store: Store, file: DataFile, digests: dict[str, dict], scratch: Path) -> Iterator[Problem]:
+    try:
+        path = open_files(store.path).fetch(file.path, scratch)
+    except FileNotFoundError:
+        path = scratch / "missing"
     if not path.is_file():
         yield Problem(file.path, "is missing")
         return
@@ -111,16 +121,16 @@ def _file_problems(store: Store, file: DataFile, digests: dict[str, dict]) -> It
             if hashlib.file_digest(opened, "sha256").hexdigest() != promised["sha256"]:
                 yield Problem(file.path, "its sha256 is not what was published: bytes were changed")
                 return
-    yield from _receipt_problems(store, file)
+    yield from _receipt_problems(store, file, path)
     try:
-        yield from _content_problems(store, file)
+        yield from _content_problems(store, file, path)
     except (OSError, ValueError, pa.ArrowException) as error:
         yield Problem(file.path, f"cannot be read ({' '.join(str(error).split())[:200]})")
 
 
-def _receipt_problems(store: Store, file: DataFile) -> Iterator[Problem]:
+def _receipt_problems(store: Store, file: DataFile, path: Path) -> Iterator[Problem]:
     try:
-        receipt = read_receipt(store.path / file.path)
+        receipt = read_receipt(as_file(path))
     except StoreError as error:
         yield Problem(file.path, error.message)
         return
@@ -135,11 +145,11 @@ def _receipt_problems(store: Store, file: DataFile) -> Iterator[Problem]:
         yield Problem(file.path, f"was made in {receipt.precision}, the store's card says {store.precision}")
 
 
-def _content_problems(store: Store, file: DataFile) -> Iterator[Problem]:
+def _content_problems(store: Store, file: DataFile, path: Path) -> Iterator[Problem]:
     content = store.store_card.content_column
     names = ["item_id", "parent_id", "digest", "vector", *([content] if content else [])]
     rows = 0
-    opened = pq.ParquetFile(store.path / file.path, page_checksum_verification=True)
+    opened = pq.ParquetFile(path, page_checksum_verification=True)
     for batch in opened.iter_batches(8192, columns=names):
         ids = batch.column("item_id")
         vectors = vectors_from_array(batch.column("vector"), store.dim)
@@ -166,42 +176,31 @@ def _digest_problems(file: DataFile, batch: pa.RecordBatch, content: str) -> Ite
             return
 
 
-def _duplicate_problems(store: Store, files: list[DataFile]) -> list[Problem]:
+def _duplicate_problems(store: Store, database: Database, files: list[str]) -> list[Problem]:
     if not files:
         return []
-    names = [str(store.path / file.path) for file in files]
-    with duckdb.connect() as connection:
-        rows = connection.execute(
-            """SELECT item_id, list(__embedx_file)
-               FROM read_parquet(?, filename = '__embedx_file', hive_partitioning = false)
-               GROUP BY item_id HAVING count(*) > 1 ORDER BY item_id LIMIT 5""",
-            [names],
-        ).fetchall()
-    root = str(store.path)
-    return [
-        Problem(str(Path(found[0]).relative_to(root)), f"item {item_id!r} stands {len(found)} times in the store")
-        for item_id, found in rows
-    ]
+    scan, parameters = database.scan(open_files(store.path), files, _IDS)
+    rows = database.do(
+        f"""SELECT item_id, list(__embedx_file) FROM {scan}
+            GROUP BY item_id HAVING count(*) > 1 ORDER BY item_id LIMIT 5""",
+        parameters,
+    )
+    return [Problem(found[0], f"item {item_id!r} stands {len(found)} times in the store") for item_id, found in rows]
 
 
-def _failure_problems(store: Store, layout: StoreLayout, files: list[DataFile]) -> list[Problem]:
-    path = runs.latest_failures(layout, runs.read_history(layout))
-    if path is None or not files:
+def _failure_problems(store: Store, database: Database, failures: File | None, files: list[str]) -> list[Problem]:
+    if failures is None or not files:
         return []
     try:
-        failed = read_arrow(path).column("item_id").to_pylist()
+        failed = read_arrow(failures).column("item_id").to_pylist()
     except StoreError as error:
-        return [Problem(str(path.relative_to(store.path)), error.message)]
+        return [Problem(failures.name, error.message)]
     if not failed:
         return []
-    names = [str(store.path / file.path) for file in files]
-    with duckdb.connect() as connection:
-        rows = connection.execute(
-            """SELECT DISTINCT coalesce(parent_id, item_id) AS owner FROM read_parquet(?, hive_partitioning = false)
-               WHERE owner IN (SELECT unnest(?)) LIMIT 5""",
-            [names, failed],
-        ).fetchall()
-    return [
-        Problem(str(path.relative_to(store.path)), f"item {item_id!r} is listed as failed but has a vector")
-        for (item_id,) in rows
-    ]
+    scan, parameters = database.scan(open_files(store.path), files, _IDS)
+    rows = database.do(
+        f"""SELECT DISTINCT coalesce(parent_id, item_id) AS owner FROM {scan}
+            WHERE owner IN (SELECT unnest(?)) LIMIT 5""",
+        [*parameters, failed],
+    )
+    return [Problem(failures.name, f"item {item_id!r} is listed as failed but has a vector") for (item_id,) in rows]
