@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import re
+import subprocess
+import sys
 import threading
 import time
 import zlib
@@ -13,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from distributed import LocalCluster
@@ -218,6 +221,61 @@ def fill_bucket(url: str, bucket: str, files: dict[str, bytes | Path]) -> None:
     client.create_bucket(Bucket=bucket)
     for name, data in files.items():
         client.put_object(Bucket=bucket, Key=name, Body=data.read_bytes() if isinstance(data, Path) else data)
+
+
+class S3:
+    """An S3 API in a process of its own, for code that runs in this one: Delta's library holds the interpreter lock.
+
+    Attributes:
+        url: of the API.
+        env: what reaches it, as the cloud's own tools read it.
+    """
+
+    def __init__(self, url: str, log: Path) -> None:
+        self.url = url
+        self._log = log
+        self._seen = 0
+        self.env = {
+            "AWS_ENDPOINT_URL": url,
+            "AWS_ACCESS_KEY_ID": S3_FLAGS["key"],
+            "AWS_SECRET_ACCESS_KEY": S3_FLAGS["secret"],
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+
+    def client(self) -> Any:
+        import boto3
+
+        keys = {"aws_access_key_id": S3_FLAGS["key"], "aws_secret_access_key": S3_FLAGS["secret"]}
+        return boto3.client("s3", endpoint_url=self.url, region_name="us-east-1", **keys)
+
+    def keys(self, bucket: str, prefix: str = "") -> list[str]:
+        pages = self.client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+        return [found["Key"] for page in pages for found in page.get("Contents", [])]
+
+    def new_requests(self) -> list[tuple[str, str, int]]:
+        """Return (method, path, status) of the requests since the last call."""
+        lines = re.sub(r"\x1b\[[0-9;]*m", "", self._log.read_text()).splitlines()
+        found = [re.search(r'"(\w+) (\S+) HTTP/1.1" (\d+)', line) for line in lines]
+        requests = [(match[1], match[2], int(match[3])) for match in found if match]
+        new, self._seen = requests[self._seen :], len(requests)
+        return new
+
+
+@contextmanager
+def s3_process(folder: Path) -> Iterator[S3]:
+    """An S3 API in another process; its log goes to `folder`."""
+    log = folder / "s3.log"
+    with log.open("w") as file:
+        process = subprocess.Popen([sys.executable, "-m", "moto.server", "-p", "0"], stdout=file, stderr=file)
+    try:
+        end = time.monotonic() + 60
+        while not (port := re.search(r"Running on http://127\.0\.0\.1:(\d+)", log.read_text())):
+            assert process.poll() is None and time.monotonic() < end, log.read_text()
+            time.sleep(0.1)
+        yield S3(f"http://127.0.0.1:{port[1]}", log)
+    finally:
+        process.kill()
+        process.wait()
 
 
 # -- Dask ----------------------------------------------------------------------------------------------------------

@@ -13,10 +13,12 @@ import time
 
 import psutil
 
+from embedx.core.places import Url
 from tests.conftest import write_jsonl
+from tests.servers import s3_process
 from tests.steps.test_extract import assert_same, content, processes_of, start, texts
 
-ARGUMENTS = ("extract", "c.jsonl", "--encoder", "minilm", "--out", "s")
+ARGUMENTS = ("extract", "c.jsonl", "--encoder", "minilm", "--out")
 ENV = {"EMBEDX_SHARD_ITEMS": "40"}
 TARGETS = ("worker", "driver", "scheduler", "worker", "everything")
 
@@ -113,23 +115,37 @@ def targets(rng):
 
 
 def test_chaos(embedx, tmp_path):
+    endure(embedx, tmp_path, tmp_path / "s")
+
+
+def test_chaos_in_an_object_store(embedx, tmp_path, monkeypatch):
+    """The same on an S3 API; a killed driver's lease is taken over at once, for its machine knows that it is dead."""
+    with s3_process(tmp_path) as s3:
+        s3.client().create_bucket(Bucket="bucket")
+        for name, value in s3.env.items():
+            monkeypatch.setenv(name, value)
+        endure(embedx, tmp_path, Url("s3://bucket/a/store"))
+
+
+def endure(embedx, folder, out):
     kills_wanted = int(os.environ.get("EMBEDX_CHAOS_KILLS", "5"))
     rng = random.Random(int(os.environ.get("EMBEDX_CHAOS_SEED", "1")))
-    fleet = Fleet(tmp_path)
+    fleet = Fleet(folder)
+    arguments = (*ARGUMENTS, str(out))
     try:
-        rows = break_often(tmp_path, kills_wanted, rng, fleet)
+        rows = break_often(folder, arguments, kills_wanted, rng, fleet)
     finally:
         fleet.kill()
-    report = embedx.json(*ARGUMENTS, "--workers", "2", env=ENV)
+    report = embedx.json(*arguments, "--workers", "2", env=ENV)
     assert report["items"]["embedded"] + report["items"]["unchanged"] == len(rows)
     embedx("extract", "c.jsonl", "--encoder", "minilm", "--out", "whole")
-    assert_same(content(tmp_path / "s"), content(tmp_path / "whole"))
-    assert embedx.json("verify", "s")["ok"]
-    embedx("vacuum", "s")
-    assert embedx.json("vacuum", "s")["orphans"] == [] and embedx.json(*ARGUMENTS)["items"]["planned"] == 0
+    assert_same(content(out), content(folder / "whole"))
+    assert embedx.json("verify", out)["ok"]
+    embedx("vacuum", out)
+    assert embedx.json("vacuum", out)["orphans"] == [] and embedx.json(*arguments)["items"]["planned"] == 0
 
 
-def break_often(folder, kills_wanted, rng, fleet):
+def break_often(folder, arguments, kills_wanted, rng, fleet):
     """Run the extraction again and again, killing parts of it; returns the corpus as it is in the end."""
     rows = texts(1200 if kills_wanted <= 10 else 12000)
     write_jsonl(folder / "c.jsonl", rows)
@@ -137,7 +153,7 @@ def break_often(folder, kills_wanted, rng, fleet):
     while kills < kills_wanted:
         on_fleet = rng.random() < 0.5
         where = ("--cluster", fleet.address()) if on_fleet else ("--workers", "2")
-        run = start(folder, *ARGUMENTS, *where, env=ENV)
+        run = start(folder, *arguments, *where, env=ENV)
         time.sleep(rng.uniform(1.5, 6))
         goes_on = True
         while goes_on and run.poll() is None and kills < kills_wanted:

@@ -23,11 +23,11 @@ def add(root, name, ids):
 def test_publish_append_and_replace(tmp_path):
     empty = open_snapshot(tmp_path)
     assert (empty.version, empty.files) == (-1, ())
-    assert publish(Transition("r1", empty, [add(tmp_path, "1.parquet", ["a", "b"])], [], SCHEMA)) == 0
+    assert publish(Transition("r1", empty, [add(tmp_path, "1.parquet", ["a", "b"])], [], SCHEMA)).version == 0
     first = open_snapshot(tmp_path)
     assert (first.rows, first.sequence) == (2, 1)
     new = [add(tmp_path, "2.parquet", ["b", "ü ä#%"])]
-    assert publish(Transition("r2", first, new, [first.files[0]], SCHEMA, closes=("r0",))) == 1
+    assert publish(Transition("r2", first, new, [first.files[0]], SCHEMA, closes=("r0",))).version == 1
     second = open_snapshot(tmp_path)
     assert [file.path for file in second.files] == ["data/2.parquet"]
     assert DeltaTable(str(tmp_path)).to_pyarrow_table().column("item_id").to_pylist() == ["b", "ü ä#%"]

@@ -10,6 +10,7 @@ import typer
 
 from embedx.cli import output
 from embedx.cli.fit_head import hardest_lines, metric_lines
+from embedx.cli.places import StorageOptions, place
 from embedx.core.reports import Report
 
 EXAMPLES = """
@@ -29,13 +30,14 @@ def register(app: typer.Typer) -> None:
 
 
 def evaluate(
-    store: Annotated[Path, typer.Argument(help="The store, of the encoder that the head was fitted on.")],
-    head: Annotated[Path, typer.Option(help="The head, made by embedx fit-head.")],
+    store: Annotated[str, typer.Argument(help="The store, of the encoder that the head was fitted on.")],
+    head: Annotated[str, typer.Option(help="The head, made by embedx fit-head.")],
     label: Annotated[str, typer.Option(help="The column of true labels: carried by the store, or in --labels.")],
     labels: Annotated[
         Path | None,
         typer.Option(help="Labels of their own: .csv, .tsv, .jsonl or .parquet with item_id or id, and the label."),
     ] = None,
+    storage_option: StorageOptions = None,
     as_json: output.AsJson = False,
 ) -> None:
     """Say how well a head does: accuracy, macro F1, log loss, per class.
@@ -44,9 +46,10 @@ def evaluate(
     """
     from embedx.steps.evaluate import EvaluateSpec, evaluate_head
 
+    places = place(store, storage_option), place(head, storage_option)
     progress = output.ProgressLine()
     try:
-        report = evaluate_head(EvaluateSpec(store, head, label, labels), progress)
+        report = evaluate_head(EvaluateSpec(places[0], places[1], label, labels), progress)
     finally:
         progress.close()
     output.show_report(report, as_json, summary(report))

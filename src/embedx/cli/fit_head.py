@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from embedx.cli import output
+from embedx.cli.places import StorageOptions, place
 from embedx.core.reports import Report
 
 EXAMPLES = """
@@ -30,9 +31,9 @@ def register(app: typer.Typer) -> None:
 
 
 def fit_head(
-    store: Annotated[Path, typer.Argument(help="The store, made by embedx extract.")],
+    store: Annotated[str, typer.Argument(help="The store, made by embedx extract.")],
     label: Annotated[str, typer.Option(help="The column to learn: carried by the store, or in --labels.")],
-    out: Annotated[Path, typer.Option("--out", help="The head's folder; an older head in it is replaced.")],
+    out: Annotated[str, typer.Option("--out", help="The head's folder; an older head in it is replaced.")],
     labels: Annotated[
         Path | None,
         typer.Option(help="Labels of their own: .csv, .tsv, .jsonl or .parquet with item_id or id, and the label."),
@@ -47,6 +48,7 @@ def fit_head(
         typer.Option(help="Rows of equal value in this column (a patient, a video) are never split."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the random splits.")] = 0,
+    storage_option: StorageOptions = None,
     as_json: output.AsJson = False,
 ) -> None:
     """Fit a logistic regression on a store's vectors; its strength of regularisation is cross-validated.
@@ -57,7 +59,8 @@ def fit_head(
     from embedx.heads.spec import HeadSpec
     from embedx.steps.fit_head import fit_head as step
 
-    spec = HeadSpec(store, label, out, labels, kind, test_size, group, seed)
+    places = place(store, storage_option), place(out, storage_option)
+    spec = HeadSpec(places[0], label, places[1], labels, kind, test_size, group, seed)
     progress = output.ProgressLine()
     try:
         report = step(spec, progress)
@@ -80,7 +83,7 @@ def summary(report: Report) -> Iterator[str]:
     for warning in report["warnings"]:
         yield f"  warning    {warning}"
     yield f"  head       {report['head']} (fitted on all rows, in {output.format_seconds(report['seconds'])})"
-    yield f"  report     {Path(report['head']) / 'report.html'}"
+    yield f"  report     {report['head']}/report.html"
 
 
 def metric_lines(report: Report, where: str) -> Iterator[str]:

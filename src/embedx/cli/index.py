@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from embedx.cli import output
+from embedx.cli.places import StorageOptions, place
 from embedx.core.reports import Report
 
 EXAMPLES = """
@@ -26,8 +26,8 @@ def register(app: typer.Typer) -> None:
 
 
 def index(
-    store: Annotated[Path, typer.Argument(help="The store to index, made by embedx extract.")],
-    out: Annotated[Path, typer.Option("--out", help="The index's folder; a rebuild becomes its next version.")],
+    store: Annotated[str, typer.Argument(help="The store to index, made by embedx extract.")],
+    out: Annotated[str, typer.Option("--out", help="The index's folder; a rebuild becomes its next version.")],
     metric: Annotated[str, typer.Option(help="cosine, ip (inner product) or l2 (Euclidean distance).")] = "cosine",
     recall: Annotated[float, typer.Option(help="The recall@10 to be measured before publishing.")] = 0.95,
     memory: Annotated[
@@ -38,6 +38,7 @@ def index(
         str | None,
         typer.Option(help="The structure in FAISS's notation. Default: chosen by size; today Flat (exact)."),
     ] = None,
+    storage_option: StorageOptions = None,
     as_json: output.AsJson = False,
 ) -> None:
     """Build an index over a store's vectors, and measure its recall and speed.
@@ -48,8 +49,8 @@ def index(
     from embedx.steps.index import index_store
 
     spec = IndexSpec(
-        store=store,
-        out=out,
+        store=place(store, storage_option),
+        out=place(out, storage_option),
         metric=metric,
         recall=recall,
         memory_bytes=None if memory is None else parse_memory_size(memory),

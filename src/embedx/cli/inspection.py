@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from embedx.cli import output
+from embedx.cli.places import StorageOptions, place
 from embedx.core.reports import Report
 
-StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="A folder made by embedx extract.")]
-AnyPath = Annotated[Path, typer.Argument(metavar="PATH", help="A store, index or head.")]
+StorePath = Annotated[str, typer.Argument(metavar="STORE", help="A store made by embedx extract: path or URL.")]
+AnyPath = Annotated[str, typer.Argument(metavar="PATH", help="A store, index or head: path or URL.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -27,13 +27,14 @@ def register(app: typer.Typer) -> None:
 def inspect(
     path: AnyPath,
     files: Annotated[bool, typer.Option("--files", help="Only the data files, one per line.")] = False,
+    storage_option: StorageOptions = None,
     as_json: output.AsJson = False,
 ) -> None:
     """Say what a store, index or head is."""
     from embedx.core.errors import UsageError
     from embedx.steps.artefacts import inspect as step
 
-    report = step(path)
+    report = step(place(path, storage_option))
     if files and report["kind"] != "store":
         raise UsageError(f"--files lists the files of a store, {path} is an {report['kind']}", "Leave out --files")
     output.show_report(report, as_json, report["files"] if files else _describe(report))
@@ -63,12 +64,13 @@ def _flat(card: dict[str, Any]) -> Iterator[str]:
 def verify(
     path: AnyPath,
     deep: Annotated[int, typer.Option("--deep", metavar="N", help="Re-embed N items of a store and compare.")] = 0,
+    storage_option: StorageOptions = None,
     as_json: output.AsJson = False,
 ) -> int:
     """Check that a store, index or head holds what it promises; exit 1 if not."""
     from embedx.steps.verify import verify as step
 
-    report = step(path, deep)
+    report = step(place(path, storage_option), deep)
     output.show_report(report, as_json, _verdict(report))
     return 0 if report["ok"] else 1
 
@@ -82,21 +84,21 @@ def _verdict(report: Report) -> Iterator[str]:
         yield f"  {problem['path']}: {problem['message']}"
 
 
-def failures(path: StorePath, as_json: output.AsJson = False) -> None:
+def failures(path: StorePath, storage_option: StorageOptions = None, as_json: output.AsJson = False) -> None:
     """List the items that have no vector, and why."""
     from embedx.steps.artefacts import list_failures
 
-    found = list_failures(path)
+    found = list_failures(place(path, storage_option))
     lines = [f"{entry['id']}\t{entry['stage']}\t{entry['error']}\t{entry['message']}" for entry in found]
     counts = Counter(entry["error"] for entry in found)
     summary = ", ".join(f"{count} {error}" for error, count in counts.most_common()) or "none"
     output.show_report({"path": str(path), "failures": found}, as_json, [*lines, f"{len(found)} failed: {summary}"])
 
 
-def history(path: StorePath, as_json: output.AsJson = False) -> None:
+def history(path: StorePath, storage_option: StorageOptions = None, as_json: output.AsJson = False) -> None:
     """List the versions of a store, newest first."""
     from embedx.steps.artefacts import list_history
 
-    versions = list_history(path)
+    versions = list_history(place(path, storage_option))
     lines = [f"{entry['version']}\t{entry['operation']}\t{entry['run'] or ''}" for entry in versions]
     output.show_report({"path": str(path), "versions": versions}, as_json, lines)

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from embedx.cli import output
+from embedx.cli.places import StorageOptions, place
 
-StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="A folder made by embedx extract.")]
+StorePath = Annotated[str, typer.Argument(metavar="STORE", help="A store made by embedx extract: path or URL.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -21,13 +22,14 @@ def register(app: typer.Typer) -> None:
 def delete(
     path: StorePath,
     ids: Annotated[Path, typer.Option("--ids", help="A .txt with one id per line, or a table with a column id.")],
+    storage_option: StorageOptions = None,
     as_json: output.AsJson = False,
 ) -> None:
     """Remove items from a store as one new version; older versions keep them until vacuum."""
     from embedx.steps.maintenance import delete as step
     from embedx.steps.maintenance import read_ids
 
-    report = step(path, read_ids(ids))
+    report = step(place(path, storage_option), read_ids(ids))
     lines = [f"{path} is at version {report['version']}: {report['removed']:,} removed"]
     if report["missing"]:
         lines.append(f"{len(report['missing']):,} ids are not in the store, e.g. {report['missing'][0]!r}")
@@ -40,12 +42,13 @@ def vacuum(
         float, typer.Option("--retention-hours", help="Keep what a version of this age may still read.")
     ] = 168.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    storage_option: StorageOptions = None,
     as_json: output.AsJson = False,
 ) -> None:
     """Delete files that no version needs any more: replaced ones, and leftovers of broken runs."""
     from embedx.steps.maintenance import vacuum as step
 
-    report = step(path, retention_hours, dry_run)
+    report = step(place(path, storage_option), retention_hours, dry_run)
     verb = "would go" if dry_run else "deleted"
     orphans, replaced = report["orphans"], report["replaced"]
     size = output.format_bytes(report["orphan_bytes"])

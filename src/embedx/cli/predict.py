@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from embedx.cli import output
+from embedx.cli.places import StorageOptions, place
 from embedx.core.reports import Report
 
 EXAMPLES = """
@@ -28,9 +28,10 @@ def register(app: typer.Typer) -> None:
 
 
 def predict(
-    store: Annotated[Path, typer.Argument(help="The store, of the encoder that the head was fitted on.")],
-    head: Annotated[Path, typer.Option(help="The head, made by embedx fit-head.")],
-    out: Annotated[Path, typer.Option("--out", help="The Parquet file to write; an older one is replaced.")],
+    store: Annotated[str, typer.Argument(help="The store, of the encoder that the head was fitted on.")],
+    head: Annotated[str, typer.Option(help="The head, made by embedx fit-head.")],
+    out: Annotated[str, typer.Option("--out", help="The Parquet file to write; an older one is replaced.")],
+    storage_option: StorageOptions = None,
     as_json: output.AsJson = False,
 ) -> None:
     """Predict every item of a store: item_id, prediction and its probability, in Parquet."""
@@ -38,7 +39,8 @@ def predict(
 
     progress = output.ProgressLine()
     try:
-        report = predict_store(PredictSpec(store, head, out), progress)
+        spec = PredictSpec(*(place(name, storage_option) for name in (store, head, out)))
+        report = predict_store(spec, progress)
     finally:
         progress.close()
     output.show_report(report, as_json, summary(report))

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from embedx.cli import output
+from embedx.cli.places import StorageOptions, place
 from embedx.core.reports import Report
 
 EXAMPLES = """
@@ -38,7 +39,7 @@ def register(app: typer.Typer) -> None:
 
 
 def search(
-    index: Annotated[Path, typer.Argument(help="The index, made by embedx index.")],
+    index: Annotated[str, typer.Argument(help="The index, made by embedx index.")],
     text: Annotated[str | None, typer.Option(help="Search by a text.", rich_help_panel="Query")] = None,
     image: Annotated[Path | None, typer.Option(help="Search by an image file.", rich_help_panel="Query")] = None,
     item_id: Annotated[
@@ -58,6 +59,7 @@ def search(
         typer.Option(help="Only items for which this SQL condition over item_id and the columns holds."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the hits to this Parquet file.")] = None,
+    storage_option: StorageOptions = None,
     as_json: output.AsJson = False,
 ) -> None:
     """Find the nearest items. Higher scores are nearer, whatever the metric.
@@ -67,7 +69,7 @@ def search(
     """
     from embedx.steps.search import SearchSpec, search_index
 
-    spec = SearchSpec(index, text, image, item_id, queries, k, where, out)
+    spec = SearchSpec(place(index, storage_option), text, image, item_id, queries, k, where, out)
     report = search_index(spec)
     output.show_report(report, as_json, summary(report))
 

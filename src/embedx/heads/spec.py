@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from embedx.core.errors import UsageError
+from embedx.core.places import Place
 
 KINDS = ("auto", "logistic")
 
@@ -15,9 +16,9 @@ class HeadSpec:
     """What one fit makes.
 
     Attributes:
-        store: the store's folder.
+        store: the store.
         label: the column of labels.
-        out: the head's folder.
+        out: the head's folder or URL.
         labels: a table with ids and labels; None takes the label from the store's carried columns.
         kind: auto or logistic; auto is logistic today.
         test_size: share of the labelled rows held out to measure, 0 to below 1; 0 measures by
@@ -26,9 +27,9 @@ class HeadSpec:
         seed: of every shuffle.
     """
 
-    store: Path
+    store: Place
     label: str
-    out: Path
+    out: Place
     labels: Path | None = None
     kind: str = "auto"
     test_size: float = 0.2

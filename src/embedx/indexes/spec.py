@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from embedx.core.errors import UsageError
+from embedx.core.places import Place
 from embedx.indexes.metrics import METRICS
 
 _UNITS = {
@@ -44,16 +44,16 @@ class IndexSpec:
     """What one index build makes.
 
     Attributes:
-        store: the store's folder.
-        out: the index's folder.
+        store: the store.
+        out: the index's folder or URL.
         metric: cosine, ip or l2.
         recall: the recall@10 that must be measured before the index is published, above 0 and at most 1.
         memory_bytes: the most memory an opened index may need; None is what the machine has.
         factory: the structure, in FAISS's notation; None chooses by size.
     """
 
-    store: Path
-    out: Path
+    store: Place
+    out: Place
     metric: str = "cosine"
     recall: float = 0.95
     memory_bytes: int | None = None

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from threadpoolctl import threadpool_limits
 
+from embedx.core.places import Place
 from embedx.core.reports import Progress, ProgressHook, Report, no_progress
 from embedx.core.threads import cpu_quota, plan_threads
 from embedx.heads.head import open_head
@@ -27,8 +28,8 @@ class EvaluateSpec:
         labels: a table with ids and labels; None takes the label from the store's carried columns.
     """
 
-    store: Path
-    head: Path
+    store: Place
+    head: Place
     label: str
     labels: Path | None = None
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from embedx.core.errors import FingerprintMismatchError, StoreError
+from embedx.core.errors import EmbedxError, FingerprintMismatchError, StoreError
 from embedx.core.meter import Meter, metered
 from embedx.core.phases import Phases
 from embedx.core.reports import Progress, ProgressHook, Report, no_progress
@@ -64,8 +64,9 @@ def _extract(spec: ExtractSpec, resources: Resources, progress: ProgressHook) ->
     with writing(spec.out) as store, draining_on_signals() as interrupts:
         # Again, under the lock: another run may have created or changed the store meanwhile.
         store_card, card, corpus = open_all(spec, understood.sources)
-        snapshot, history = delta.open_snapshot(spec.out), runs.read_history(store)
-        layout = store.run(runs.new_run_name(store, snapshot.sequence))
+        snapshot = delta.open_snapshot(spec.out)
+        history = runs.read_history(store, snapshot)
+        layout = store.run(runs.new_run_name(history, snapshot.sequence))
         publication: Publication | None = None
         try:
             with phases.span("plan"):
@@ -87,8 +88,9 @@ def _extract(spec: ExtractSpec, resources: Resources, progress: ProgressHook) ->
             # Without its marker a plan is of no use to anybody.
             if publication is None or not publication.is_begun:
                 runs.discard_record(layout)
-            else:
-                publication.notes.flush()
+            elif publication.published is None:
+                with suppress(EmbedxError):  # Notes only save reading: they must not hide why the run ends.
+                    publication.notes.flush()
         report = report_extraction(run, version)
         clean_up(publication, report)
         if resources.profile is not None:

@@ -108,7 +108,8 @@ def _beside(out: Place) -> Iterator[Place]:
 def _plan(spec: ExtractSpec, resources: Resources, folder: Place, progress: ProgressHook) -> Run:
     store_card, card, corpus = open_all(spec)
     store = StoreLayout(spec.out)
-    snapshot, history = delta.open_snapshot(spec.out), runs.read_history(store)
+    snapshot = delta.open_snapshot(spec.out)
+    history = runs.read_history(store, snapshot)
     planning = Planning(spec, corpus, card, store_card, snapshot, history, store, progress)
     plan = make_plan(planning, RunLayout(folder, "plan"))
     publication = Publication(StoreLayout(folder), plan, history, store_card, spec.max_failures)

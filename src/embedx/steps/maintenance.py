@@ -48,11 +48,11 @@ def delete(path: Place, ids: Iterable[str]) -> Report:
             raise CorpusError(f"{path} has none of the {len(wanted)} ids", "Check the ids; see embedx inspect")
         if found.num_rows == store.count:
             raise CorpusError(f"all {store.count} items of {path} would go", "Remove the folder instead")
-        run = layout.run(runs.new_run_name(layout, store.snapshot.sequence))
+        history = runs.read_history(layout, store.snapshot)
+        run = layout.run(runs.new_run_name(history, store.snapshot.sequence))
         removed = set(found.column("item_id").to_pylist())  # a text in chunks has several rows
         plan = Plan(run, store.snapshot, removed=len(removed))
         # Unlike an extraction this closes no interrupted run: what those have finished can still be adopted.
-        history = runs.read_history(layout)
         publication = Publication(
             layout, plan, runs.RunHistory(history.published, {}, history.abandoned), store.store_card
         )

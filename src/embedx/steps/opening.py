@@ -73,8 +73,8 @@ def _check_long(long: LongTexts, encoder: Encoder) -> None:
 
 def _known_card(root: Place) -> StoreCard | None:
     """Return the card that binds this run: of a store with a version, or with a run that can be resumed."""
-    history = runs.read_history(StoreLayout(root))
-    bound = history.published or history.interrupted or delta.open_snapshot(root).version >= 0
+    snapshot = delta.open_snapshot(root)
+    bound = snapshot.version >= 0 or runs.read_history(StoreLayout(root), snapshot).interrupted
     return read_store_card(root) if bound else None
 
 

@@ -14,11 +14,12 @@ import pyarrow.parquet as pq
 from threadpoolctl import threadpool_limits
 
 from embedx.core.errors import StoreError, UsageError
-from embedx.core.paths import replacing
+from embedx.core.places import Place
 from embedx.core.reports import Progress, ProgressHook, Report, no_progress
 from embedx.core.threads import cpu_quota, plan_threads
 from embedx.heads.head import Head, open_head
 from embedx.steps.vectors import check_finite, open_filled_store
+from embedx.store.files import as_file
 from embedx.store.reader import Store
 
 SCHEMA = pa.schema(
@@ -40,14 +41,14 @@ class PredictSpec:
         out: the Parquet file to write; an older one is replaced.
     """
 
-    store: Path
-    head: Path
-    out: Path
+    store: Place
+    head: Place
+    out: Place
 
     def __post_init__(self) -> None:
         if self.out.suffix.lower() != ".parquet":
             raise UsageError(f"--out {self.out} is no name of a Parquet file", f"Pass e.g. {self.out.stem}.parquet")
-        if self.out.is_dir():
+        if isinstance(self.out, Path) and self.out.is_dir():
             raise UsageError(f"--out {self.out} is a folder", "Pass the name of a file, e.g. predictions.parquet")
 
 
@@ -92,7 +93,7 @@ def predict_store(spec: PredictSpec, progress: ProgressHook = no_progress) -> Re
         "store": {"path": str(spec.store), "version": store.version, "count": store.count},
         "kind": head.card.kind,
         "counts": {label: counts[label] for label in head.classes},
-        "bytes": spec.out.stat().st_size,
+        "bytes": as_file(spec.out).size(),
         "encoder": {key: head.card.encoder[key] for key in ("ref", "fingerprint", "precision")},
         "seconds": round(time.monotonic() - started, 3),
     }
@@ -110,10 +111,10 @@ def _provenance(store: Store, head: Head) -> dict[str, str]:
 
 
 @contextmanager
-def _new_file(path: Path) -> Iterator[Path]:
+def _new_file(path: Place) -> Iterator[Path]:
     """Yield a temporary name that becomes `path` on a clean exit; say what is wrong with the disk."""
     try:
-        with replacing(path) as temporary:
+        with as_file(path).writing() as temporary:
             yield temporary
     except OSError as error:
         raise StoreError(

@@ -16,7 +16,7 @@ from embedx.core.reports import Report
 from embedx.core.specs import FailureLimit
 from embedx.steps.planning import Plan
 from embedx.store import delta, runs
-from embedx.store.delta import DataFile, NewFile, Transition
+from embedx.store.delta import DataFile, NewFile, Snapshot, Transition
 from embedx.store.files import Files, LocalFiles
 from embedx.store.layout import StoreLayout
 from embedx.store.reader import StoreCard
@@ -39,6 +39,7 @@ class Publication:
         max_failures: beyond it nothing is published.
         receipts: of the shard tasks of this process.
         is_begun: whether the run has its marker.
+        published: the version that it has become.
     """
 
     store: StoreLayout
@@ -48,6 +49,7 @@ class Publication:
     max_failures: FailureLimit = field(default_factory=FailureLimit)
     receipts: list[Receipt] = field(default_factory=list)
     is_begun: bool = False
+    published: Snapshot | None = None
 
     def __post_init__(self) -> None:
         self.notes = ReceiptNotes(self.plan.layout)
@@ -106,7 +108,7 @@ def publish(publication: Publication) -> int:
     layout.file("files.json").write_json(_digests(publication, new))
     replaced = {rewrite.path for rewrite in plan.rewrites if rewrite.published}
     publication.store.check_held()
-    version = delta.publish(
+    published = delta.publish(
         Transition(
             run=layout.run,
             base=plan.snapshot,
@@ -116,10 +118,11 @@ def publish(publication: Publication) -> int:
             closes=tuple(publication.history.interrupted),
         )
     )
-    present = {file.path for file in delta.open_snapshot(publication.store.root).files}
+    publication.published = published
+    present = {file.path for file in published.files}
     if missing := [file.file.path for file in new if file.file.path not in present]:
-        raise StoreError(f"version {version} lacks {missing[0]}", "Run embedx verify")
-    return version
+        raise StoreError(f"version {published.version} lacks {missing[0]}", "Run embedx verify")
+    return published.version
 
 
 def clean_up(publication: Publication, report: Report) -> None:
@@ -128,7 +131,8 @@ def clean_up(publication: Publication, report: Report) -> None:
     if publication.plan.has_identities:
         for older in runs.identity_files(publication.store, publication.history):
             older.delete()
-    used = {file.path for file in delta.open_snapshot(publication.store.root).files}
+    present = publication.published or delta.open_snapshot(publication.store.root)
+    used = {file.path for file in present.files}
     for name in publication.history.interrupted:
         # What was not adopted was never part of a version: nobody can be reading it.
         runs.discard_shards(publication.store.run(name), used)

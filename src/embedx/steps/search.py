@@ -13,6 +13,7 @@ import numpy as np
 from embedx.core.contracts import Broken, EncoderCard
 from embedx.core.errors import EncoderError, FingerprintMismatchError, StoreError, UsageError
 from embedx.core.paths import write_atomic
+from embedx.core.places import Place
 from embedx.core.reports import Report
 from embedx.indexes.search import Hits, VectorIndex, open_index
 from embedx.steps.chunk_hits import search_items
@@ -55,7 +56,7 @@ class SearchSpec:
         out: a Parquet file to write the hits to.
     """
 
-    index: Path
+    index: Place
     text: str | None = None
     image: Path | None = None
     item_id: str | None = None

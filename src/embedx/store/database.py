@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from embedx.core.errors import StoreError
 from embedx.core.threads import cpu_quota, memory_quota_bytes
-from embedx.store.files import File, Files, LocalFiles, read_all
+from embedx.store.files import File, Files, LocalFiles, as_file, read_all
 from embedx.store.shards import is_whole_arrow
 
 STREAM_ROWS = 65_536
@@ -68,9 +68,12 @@ class Database:
         """
         import pyarrow.dataset as pds  # here, because it imports pandas: 0.3 s of every start
 
-        if not is_whole_arrow(file):
+        path: Path | None = None
+        with suppress(FileNotFoundError):
+            path = file.fetch(self.scratch)
+        if path is None or not is_whole_arrow(as_file(path)):
             raise StoreError(f"{file} cannot be read: it is damaged or missing", "Restore it, or run embedx verify")
-        self._connection.register(name, pds.dataset([str(file.fetch(self.scratch))], format="ipc"))
+        self._connection.register(name, pds.dataset([str(path)], format="ipc"))
 
     def scan(self, files: Files, names: list[str], schema: pa.Schema) -> tuple[str, list[Any]]:
         """Return a table of SQL, and its parameters, of some columns of Parquet files; to be read once.

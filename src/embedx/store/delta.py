@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -64,11 +64,19 @@ class Snapshot:
     schema: pa.Schema | None
     files: tuple[DataFile, ...]
     sequence: int
+    table: DeltaTable | None = field(default=None, compare=False, repr=False)
 
     @property
     def rows(self) -> int:
         """Rows of the version."""
         return sum(file.rows for file in self.files)
+
+    def markers(self, runs: list[str]) -> dict[str, int]:
+        """Return run -> PUBLISHED or CLOSED for those of `runs` that the log knows."""
+        if self.table is None:
+            return {}
+        markers = {run: self.table.transaction_version(_run_app(run)) for run in runs}
+        return {run: marker for run, marker in markers.items() if marker is not None}
 
 
 def open_snapshot(root: Place, version: int | None = None) -> Snapshot:
@@ -93,6 +101,7 @@ def open_snapshot(root: Place, version: int | None = None) -> Snapshot:
         schema=pa.schema(table.schema().to_arrow()),
         files=tuple(sorted(files, key=lambda file: file.path)),
         sequence=table.transaction_version(APP) or 0,
+        table=table,
     )
 
 
@@ -117,11 +126,7 @@ CLOSED = 2
 
 def run_markers(root: Place, runs: list[str]) -> dict[str, int]:
     """Return run -> PUBLISHED or CLOSED for those of `runs` that the log knows."""
-    table = _open_table(root)
-    if table is None:
-        return {}
-    markers = {run: table.transaction_version(_run_app(run)) for run in runs}
-    return {run: marker for run, marker in markers.items() if marker is not None}
+    return open_snapshot(root).markers(runs)
 
 
 @dataclass(frozen=True)
@@ -145,8 +150,8 @@ class Transition:
     closes: tuple[str, ...] = ()
 
 
-def publish(transition: Transition) -> int:
-    """Commit a run as one Delta transaction and return the new version.
+def publish(transition: Transition) -> Snapshot:
+    """Commit a run as one Delta transaction and return the store as it is then.
 
     Delta accepts missing files and concurrent appends of the same ids, so the caller has checked the files, and
     the transaction is fenced: it fails if anything of ours was committed since the base version.
@@ -205,12 +210,12 @@ def publish(transition: Transition) -> int:
                 ) from None
             said = _without_secrets(root, error)
             raise StoreError(f"cannot commit to {root}: {said}", "Mend the cause and run the same command") from None
-    present = _open_table(root)
-    if present is None:
+    present = open_snapshot(root)
+    if present.version < 0:
         raise StoreError(f"{root} has no Delta log after the commit", "Check the file system and run the same command")
     if isinstance(root, Path):
-        _fsync_commit(root / "_delta_log", present.version())
-    return int(present.version())
+        _fsync_commit(root / "_delta_log", present.version)
+    return present
 
 
 def _without_secrets(root: Place, error: Exception) -> str:

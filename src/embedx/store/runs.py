@@ -41,9 +41,9 @@ class RunRecord:
     planned: int
 
 
-def new_run_name(layout: StoreLayout, sequence: int) -> str:
+def new_run_name(history: RunHistory, sequence: int) -> str:
     """Return a name for a new run that sorts after all others."""
-    newest = max((int(name.split("-")[0]) for name in _record_files(layout)), default=0)
+    newest = max((int(name.split("-")[0]) for name in history.files), default=0)
     return f"{max(newest, sequence) + 1:06d}-{secrets.token_hex(3)}"
 
 
@@ -79,10 +79,18 @@ class RunHistory:
     files: dict[str, frozenset[str]] = field(default_factory=dict)
 
 
-def read_history(layout: StoreLayout) -> RunHistory:
-    """List a store's runs. Whether one was published is for the Delta log to say."""
+def read_history(layout: StoreLayout, snapshot: delta.Snapshot | None = None) -> RunHistory:
+    """List a store's runs. Whether one was published is for the Delta log to say.
+
+    Args:
+        layout: the store's.
+        snapshot: the present version, where it is open already.
+    """
     files = _record_files(layout)
-    markers = delta.run_markers(layout.root, list(files)) if files else {}
+    if snapshot is not None:
+        markers = snapshot.markers(list(files))
+    else:
+        markers = delta.run_markers(layout.root, list(files)) if files else {}
     published = [name for name in files if markers.get(name) == delta.PUBLISHED]
     interrupted: dict[str, RunRecord] = {}
     abandoned = []
@@ -159,6 +167,6 @@ def discard_shards(layout: RunLayout, used: set[str]) -> None:
 def finish_record(layout: RunLayout, report: dict[str, Any]) -> None:
     """Write a published run's report and drop what only an open run needs."""
     layout.file("report.json").write_json(report)
-    for name in ("plan.arrow", "rewrites.arrow", "receipts.jsonl", "requests.json", "requests.json.lock"):
-        layout.file(name).delete()
+    open_only = ("plan.arrow", "rewrites.arrow", "receipts.jsonl", "requests.json", "requests.json.lock")
+    layout.files.delete(layout.folder + name for name in open_only)
     layout.files.delete_below(f"{layout.folder}failures/")
