@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from embedx.core.long_texts import parse_long
-from embedx.core.places import NO_ACCESS, parse_place
+from embedx.core.places import NO_ACCESS, Access, Place, parse_place
 from embedx.core.reports import ProgressHook, Report, no_progress
 from embedx.core.specs import CorpusSpec, EncoderSpec, ExtractSpec, FailureLimit, Resources
 from embedx.encoders.registry import parse_ref
 from embedx.steps.encoding import Session, open_encoder_session
-from embedx.store.reader import open_store
+from embedx.store.reader import Store
+from embedx.store.reader import open_store as read_store
 
 __all__ = ["extract", "fit_head", "index", "load_encoder", "open_head", "open_index", "open_store"]
 
 PathLike = str | Path
+"""A local path or a URL such as `s3://bucket/store`; a URL as a str."""
+
+Options = Mapping[str, str] | None
+"""What reaches an object store, in the words of `--storage-option`; the environment says the rest."""
+
+
+def _place(path: PathLike, options: Options) -> Place:
+    return parse_place(path, Access(tuple((options or {}).items())))
 
 
 def extract(
@@ -31,6 +40,7 @@ def extract(
     chunk_pool: str | None = None,
     resources: Resources | None = None,
     progress: ProgressHook = no_progress,
+    storage_options: Options = None,
     **corpus: Any,
 ) -> Report:
     """Embed what is new or changed in a corpus, and publish it as one new version of a store.
@@ -49,6 +59,7 @@ def extract(
         chunk_pool: mean or max of the chunks.
         resources: workers, device, runtime.
         progress: called with the present state.
+        storage_options: how object stores are reached, of the sources and of the store.
         **corpus: further fields of `CorpusSpec`, e.g. `text_column="body"`.
 
     Returns:
@@ -59,6 +70,8 @@ def extract(
     """
     from embedx.steps.extract import extract as step
 
+    if storage_options:
+        corpus["access"] = Access(tuple(storage_options.items()))
     listed = [sources] if isinstance(sources, (str, Path)) else list(sources)
     spec = ExtractSpec(
         corpus=CorpusSpec(
@@ -75,47 +88,62 @@ def extract(
     return step(spec, resources, progress)
 
 
-def index(store: PathLike, out: PathLike, **options: Any) -> Report:
+def open_store(path: PathLike, version: int | None = None, *, storage_options: Options = None) -> Store:
+    """Open a store: `.vectors()`, `.table(columns)`, `.iterate_batches()`, `.files`, `.card`.
+
+    Args:
+        path: the store.
+        version: an old version; None is the newest.
+        storage_options: how an object store is reached.
+    """
+    return read_store(_place(path, storage_options), version)
+
+
+def index(store: PathLike, out: PathLike, *, storage_options: Options = None, **options: Any) -> Report:
     """Build the next version of an index over a store.
 
     Args:
         store: the store.
         out: the index's folder.
+        storage_options: how object stores are reached.
         **options: further fields of `embedx.indexes.spec.IndexSpec`, e.g. `metric="l2"`.
     """
     from embedx.indexes.spec import IndexSpec
     from embedx.steps.index import index_store
 
-    return index_store(IndexSpec(store=Path(store), out=Path(out), **options))
+    places = _place(store, storage_options), _place(out, storage_options)
+    return index_store(IndexSpec(store=places[0], out=places[1], **options))
 
 
-def open_index(path: PathLike) -> Any:
+def open_index(path: PathLike, *, storage_options: Options = None) -> Any:
     """Open an index: `.search(vectors, k, where)`, `.card`, `.count`, `.vector(id)`."""
     from embedx.indexes.search import open_index as open_
 
-    return open_(Path(path))
+    return open_(_place(path, storage_options))
 
 
-def fit_head(store: PathLike, label: str, out: PathLike, **options: Any) -> Report:
+def fit_head(store: PathLike, label: str, out: PathLike, *, storage_options: Options = None, **options: Any) -> Report:
     """Fit a head on a store's vectors.
 
     Args:
         store: the store.
         label: the column to learn.
         out: the head's folder.
+        storage_options: how object stores are reached.
         **options: further fields of `embedx.heads.spec.HeadSpec`, e.g. `test_size=0.1`.
     """
     from embedx.heads.spec import HeadSpec
     from embedx.steps.fit_head import fit_head as step
 
-    return step(HeadSpec(store=Path(store), label=label, out=Path(out), **options))
+    places = _place(store, storage_options), _place(out, storage_options)
+    return step(HeadSpec(store=places[0], label=label, out=places[1], **options))
 
 
-def open_head(path: PathLike) -> Any:
+def open_head(path: PathLike, *, storage_options: Options = None) -> Any:
     """Open a head: `.predict(vectors)`, `.predict_proba(vectors)`, `.classes`, `.card`."""
     from embedx.heads.head import open_head as open_
 
-    return open_(Path(path))
+    return open_(_place(path, storage_options))
 
 
 def load_encoder(encoder: str | EncoderSpec, *, precision: str = "fp32", runtime: str = "auto") -> Session:

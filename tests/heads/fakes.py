@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 
 from embedx.core.contracts import EncoderCard
-from embedx.core.paths import write_json
 from embedx.store.delta import DataFile, NewFile, Transition, open_snapshot, publish
 from embedx.store.layout import StoreLayout
 from embedx.store.reader import StoreCard
@@ -52,8 +51,7 @@ def make_store(
     schema = store_schema(carried)
     layout = StoreLayout(root)
     store_card = StoreCard(encoder_card(dim, **card), "fp32", True, [], carried)
-    layout.meta.mkdir(parents=True)
-    write_json(layout.encoder, store_card.to_dict())
+    layout.encoder.write_json(store_card.to_dict())
     adds = []
     for shard, start in enumerate(range(0, n, 1000)):
         part = slice(start, start + 1000)

@@ -53,9 +53,10 @@ def test_another_version_of_a_library(embedx, tmp_path, other_cluster):
 def test_a_store_that_workers_do_not_see(tmp_path):
     assert "is not there" in survey_worker(job(tmp_path / "elsewhere")).problem
     fine = job(tmp_path)
-    fine.layout.folder.mkdir(parents=True)
+    record = tmp_path / fine.layout.folder
+    record.mkdir(parents=True)
     assert survey_worker(fine).problem == ""
-    assert not list(fine.layout.folder.iterdir()) and not fine.layout.data.exists(), "the trial leaves nothing"
+    assert not list(record.iterdir()) and not (tmp_path / "data").exists(), "the trial leaves nothing"
 
 
 def test_the_worker_is_named(tmp_path):

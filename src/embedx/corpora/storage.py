@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 from embedx.core.errors import CorpusError
 from embedx.core.places import Access
+from embedx.core.storage_options import fsspec_options
 from embedx.corpora.locators import is_remote, scheme_of
 
 READAHEAD_BYTES = 2**20
@@ -214,7 +215,7 @@ def shared_storage(access: Access) -> Storage:
 def _open_system(scheme: str, access: Access) -> Any:
     import fsspec
 
-    options = {name: _option(value) for name, value in access.options}
+    options = _nested({name: _option(value) for name, value in fsspec_options(access, scheme).items()})
     if scheme in ("http", "https"):
         options = {name: value for name, value in options.items() if name in ("client_kwargs", "headers")}
     # Without its cache of listings a prefix is listed when it is asked for, and what has changed is seen.
@@ -229,6 +230,14 @@ def _open_system(scheme: str, access: Access) -> Any:
             f"the file system of {scheme}:// does not take these options ({access.hide(str(error))})",
             "Check the --storage-option flags",
         ) from None
+
+
+def _nested(options: dict[str, Any]) -> dict[str, Any]:
+    # s3fs takes the region only as an argument of the client below it.
+    if "region" in options:
+        region = {"region_name": options.pop("region")}
+        options["client_kwargs"] = {**region, **options.get("client_kwargs", {})}
+    return options
 
 
 def _option(text: str) -> Any:

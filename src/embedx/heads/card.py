@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from embedx.core.errors import StoreError
+from embedx.store.files import File
 
 HEAD_FORMAT = 1
 """Version of a head's folder and card. Raise it on any change that older code would misread."""
@@ -59,20 +59,20 @@ class HeadCard:
         return {"format": HEAD_FORMAT, **asdict(self)}
 
 
-def read_card(path: Path) -> HeadCard:
+def read_card(file: File) -> HeadCard:
     """Read a card.
 
     Raises:
         StoreError: it is absent, damaged, of another format or names no encoder.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(file.read())
     except (OSError, ValueError) as error:
-        raise StoreError(f"{path} cannot be read ({error})", "Fit the head again with embedx fit-head") from error
+        raise StoreError(f"{file} cannot be read ({error})", "Fit the head again with embedx fit-head") from error
     found = data.get("format") if isinstance(data, dict) else None
     if found != HEAD_FORMAT:
         raise StoreError(
-            f"{path} has format {found!r}, this embedx reads format {HEAD_FORMAT}",
+            f"{file} has format {found!r}, this embedx reads format {HEAD_FORMAT}",
             "Use the embedx version that wrote it, or fit the head again",
         )
     names = [field.name for field in fields(HeadCard)]
@@ -81,5 +81,5 @@ def read_card(path: Path) -> HeadCard:
     if "head.skops" not in (data.get("files") or {}):
         missing.append("files.head.skops")
     if missing:
-        raise StoreError(f"{path} lacks {', '.join(missing)}", "Fit the head again with embedx fit-head")
+        raise StoreError(f"{file} lacks {', '.join(missing)}", "Fit the head again with embedx fit-head")
     return HeadCard(**{name: data[name] for name in names})

@@ -18,6 +18,8 @@ from pathlib import Path
 
 from embedx.core.errors import StoreError
 from embedx.core.paths import fsync_dir
+from embedx.core.places import Place, Url
+from embedx.heads.objects import check_prefix
 
 FILES = ("head.skops", "report.html", "card.json")
 
@@ -27,32 +29,20 @@ _RENAME_EXCHANGE = 2
 
 @dataclass(frozen=True)
 class HeadFiles:
-    """Paths of one head."""
+    """Where the files of one head are written."""
 
     folder: Path
 
-    @property
-    def estimator(self) -> Path:
-        """The estimator, in skops' format."""
-        return self.folder / "head.skops"
 
-    @property
-    def card(self) -> Path:
-        """What the head says of itself."""
-        return self.folder / "card.json"
-
-    @property
-    def page(self) -> Path:
-        """The report for people."""
-        return self.folder / "report.html"
-
-
-def check_target(folder: Path) -> None:
+def check_target(folder: Place) -> None:
     """Refuse a place where no head can or should be written, before any work is done.
 
     Raises:
         StoreError: it is a file, holds something that is no head, or cannot be written.
     """
+    if isinstance(folder, Url):
+        check_prefix(folder)
+        return
     if folder.is_dir():
         names = sorted(path.name for path in folder.iterdir())
         strangers = [name for name in names if name not in FILES]

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from embedx.core.contracts import EncoderCard
 from embedx.core.errors import FingerprintMismatchError, StoreError, UsageError
+from embedx.core.places import Place, parse_place
 from embedx.heads.artefact import load_estimator
 from embedx.heads.card import HeadCard, read_card
-from embedx.heads.folder import HeadFiles
+from embedx.heads.objects import estimator_name
+from embedx.store.files import File, Files, LocalFiles, open_files
 
 
 @dataclass(frozen=True)
@@ -21,12 +22,12 @@ class Head:
     """A fitted estimator and the encoder it belongs to. Open it with `open_head`.
 
     Attributes:
-        path: its folder.
+        path: where it lies.
         card: what it says of itself.
         estimator: the scikit-learn pipeline: raw vectors to classes.
     """
 
-    path: Path
+    path: Place
     card: HeadCard
     estimator: Any
 
@@ -91,56 +92,69 @@ class Head:
             )
 
 
-def open_head(path: str | Path) -> Head:
+def open_head(path: str | Place) -> Head:
     """Open a head, after checking that its file is the one its card describes.
+
+    Args:
+        path: its folder or URL.
 
     Raises:
         StoreError: there is no head, it is damaged, or it holds what no head holds.
     """
-    files = HeadFiles(Path(path))
-    if not files.folder.is_dir():
+    place = parse_place(path)
+    card_file = File(open_files(place), "card.json")
+    if not card_file.exists():
+        if open_files(place).exists():
+            raise StoreError(f"{place} is not an embedx head", "Pass the folder given as --out to embedx fit-head")
         raise StoreError(
-            f"{files.folder} does not exist",
-            f"Create it with: embedx fit-head STORE --label COLUMN --out {files.folder}",
+            f"{place} does not exist", f"Create it with: embedx fit-head STORE --label COLUMN --out {place}"
         )
-    if not files.card.is_file():
-        raise StoreError(f"{files.folder} is not an embedx head", "Pass the folder given as --out to embedx fit-head")
-    card, data = _read(files)
-    estimator = load_estimator(data, str(files.estimator))
-    _check_estimator(estimator, card, files)
-    return Head(files.folder, card, estimator)
+    card, data = _read(card_file)
+    estimator = load_estimator(data, f"{place}/head.skops")
+    _check_estimator(estimator, card, place)
+    return Head(place, card, estimator)
 
 
-def _read(files: HeadFiles) -> tuple[HeadCard, bytes]:
-    for attempt in (1, 2):
-        card = read_card(files.card)
+def _read(card_file: File) -> tuple[HeadCard, bytes]:
+    files = card_file.files
+    for _ in range(2):
+        card = read_card(card_file)
+        sha256 = str(card.files["head.skops"].get("sha256"))
         try:
-            data = files.estimator.read_bytes()
+            data = _read_estimator(files, sha256)
         except OSError as error:
-            raise StoreError(
-                f"{files.estimator} cannot be read ({error.strerror})", "Fit the head again with embedx fit-head"
-            ) from error
+            problem = f"{files.place}/head.skops cannot be read ({error.strerror})"
+            continue
         # A head may be replaced between the two reads: the second time both are of the new one.
-        if hashlib.sha256(data).hexdigest() == card.files["head.skops"].get("sha256"):
+        if hashlib.sha256(data).hexdigest() == sha256:
             return card, data
-        if attempt == 2:
-            break
-    raise StoreError(
-        f"{files.estimator} is not the file that {files.card} describes (sha256 differs); it was not loaded",
-        "Restore it from a copy, or fit the head again",
-    )
+        problem = f"{files.place}/head.skops is not the file that {card_file} describes (sha256 differs)"
+    raise StoreError(f"{problem}; it was not loaded", "Restore it from a copy, or fit the head again")
 
 
-def _check_estimator(estimator: Any, card: HeadCard, files: HeadFiles) -> None:
+def _read_estimator(files: Files, sha256: str) -> bytes:
+    """Read the estimator under either of its names: a head may have been copied from or to an object store."""
+    names = ("head.skops", estimator_name(sha256))
+    first, second = names if isinstance(files, LocalFiles) else names[::-1]
+    try:
+        return files.read(first)
+    except FileNotFoundError as error:
+        try:
+            return files.read(second)
+        except FileNotFoundError:
+            raise error from None
+
+
+def _check_estimator(estimator: Any, card: HeadCard, place: Place) -> None:
     """The card names the probabilities' columns, so it must agree with the estimator."""
     try:
         classes = [str(label) for label in estimator.classes_]
         dim = int(estimator.named_steps["classify"].n_features_in_)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise StoreError(
-            f"{files.estimator} holds no fitted classifier ({error})", "Fit the head again with embedx fit-head"
+            f"{place}/head.skops holds no fitted classifier ({error})", "Fit the head again with embedx fit-head"
         ) from error
     if classes != card.classes or dim != card.dim:
         raise StoreError(
-            f"{files.card} and {files.estimator.name} disagree on classes or dim", "Restore the head, or fit it again"
+            f"{place}/card.json and head.skops disagree on classes or dim", "Restore the head, or fit it again"
         )

@@ -8,26 +8,27 @@ import platform
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
+from embedx.core.places import Place, Url
 from embedx.core.threads import plan_threads
 from embedx.heads.artefact import estimator_bytes
 from embedx.heads.card import HeadCard
 from embedx.heads.fit import RECIPE, FittedHead
 from embedx.heads.folder import new_head
+from embedx.heads.objects import write_head
 from embedx.heads.page import render_page
 
 KIND = "logistic"
 
 
 def save_head(
-    folder: Path, fitted: FittedHead, encoder: dict[str, Any], training: dict[str, Any], seed: int
+    place: Place, fitted: FittedHead, encoder: dict[str, Any], training: dict[str, Any], seed: int
 ) -> HeadCard:
     """Write a head, in place of an older one if there is one.
 
     Args:
-        folder: where to.
+        place: where to.
         fitted: what was fitted.
         encoder: the card's key: which encoder the vectors come from.
         training: the card's key: which rows were used.
@@ -58,7 +59,10 @@ def save_head(
     contents = {"head.skops": estimator_bytes(fitted.estimator), "report.html": render_page(card).encode()}
     card = replace(card, files={name: _describe(data) for name, data in contents.items()})
     contents["card.json"] = (json.dumps(card.to_dict(), indent=2, ensure_ascii=False) + "\n").encode()
-    with new_head(folder) as files:
+    if isinstance(place, Url):
+        write_head(place, contents)
+        return card
+    with new_head(place) as files:
         for name, data in contents.items():
             (files.folder / name).write_bytes(data)
     return card

@@ -15,16 +15,18 @@ from embedx.core.contracts import EncoderCard
 from embedx.core.digests import file_sha256
 from embedx.core.errors import StoreError
 from embedx.core.paths import write_json
+from embedx.core.places import absolute
 from embedx.core.reports import Progress, ProgressHook, no_progress
 from embedx.core.threads import memory_quota_bytes
 from embedx.indexes.audit import measure_recall, measure_speed, plan_query_rows
 from embedx.indexes.card import IndexCard
 from embedx.indexes.choice import IndexChoice, choose_index
 from embedx.indexes.flat import FlatIndex
+from embedx.indexes.folder import VersionFiles
 from embedx.indexes.items import ItemsWriter
 from embedx.indexes.metrics import METRICS, Metric
 from embedx.indexes.spec import IndexSpec
-from embedx.indexes.versions import VersionFiles, new_version
+from embedx.indexes.versions import new_version
 
 
 class VectorSource(Protocol):
@@ -185,7 +187,7 @@ def _card(
         count=store.count,
         dim=store.dim,
         columns=list(store.columns),
-        store={"path": str(store.path.resolve()), "version": store.version},
+        store={"path": absolute(store.path), "version": store.version},
         encoder={
             "ref": encoder.ref,
             "fingerprint": encoder.fingerprint,

@@ -9,12 +9,14 @@ import numpy as np
 import pyarrow as pa
 
 from embedx.core.errors import StoreError, UsageError
+from embedx.core.places import Place, parse_place
 from embedx.indexes.card import IndexCard, read_card
 from embedx.indexes.filters import select_rows
 from embedx.indexes.flat import FlatIndex, Neighbours
+from embedx.indexes.folder import VersionFiles
 from embedx.indexes.items import Items, open_items
 from embedx.indexes.metrics import METRICS
-from embedx.indexes.versions import VersionFiles, current_version
+from embedx.indexes.versions import current_version
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ class VectorIndex:
         if row is None:
             closest = self._items.closest(item_id)
             remedy = f"Did you mean {closest!r}?" if closest else "Its ids are in the column item_id of ids.parquet"
-            raise UsageError(f"{self.files.folder.parent.parent} has no item {item_id!r}", remedy)
+            raise UsageError(f"{self.files.root} has no item {item_id!r}", remedy)
         return row
 
     def table(self, rows: np.ndarray) -> pa.Table:
@@ -146,18 +148,18 @@ class VectorIndex:
         return Hits(ids=ids, scores=[neighbours.scores for neighbours in found], rows=rows)
 
 
-def open_index(path: str | Path) -> VectorIndex:
+def open_index(path: str | Place) -> VectorIndex:
     """Open the current version of an index, read only; the vectors are mapped, not loaded.
 
     Files are checked by size, the counts and the metric against the card; digests are `embedx verify`'s work.
 
     Args:
-        path: the index's folder.
+        path: the index's folder or URL; of the latter the version is fetched to the local cache.
 
     Raises:
         StoreError: there is no index, or its parts do not fit together.
     """
-    files = current_version(Path(path))
+    files = current_version(parse_place(path))
     card = read_card(files.card)
     metric = METRICS.get(card.metric)
     if metric is None:

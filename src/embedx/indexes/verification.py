@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from embedx.core.digests import file_sha256
 from embedx.core.errors import StoreError
+from embedx.core.places import Place
 from embedx.indexes.search import open_index
 
 
-def find_problems(path: str | Path) -> list[str]:
+def find_problems(path: str | Place) -> list[str]:
     """Return what is wrong with the current version of an index, one line each; empty when nothing is."""
     try:
         index = open_index(path)

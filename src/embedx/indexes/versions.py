@@ -24,44 +24,22 @@ from filelock import FileLock, Timeout
 
 from embedx.core.errors import BusyError, StoreError
 from embedx.core.paths import fsync_dir, write_atomic
+from embedx.core.places import Place, Url
+from embedx.indexes.folder import VersionFiles
+from embedx.indexes.objects import PendingObjects, fetch_version, new_objects
 
 _VERSION = re.compile(r"^\d{4,}$")
 _BUILDING = ".building-"
 
 
-@dataclass(frozen=True)
-class VersionFiles:
-    """Paths of one version."""
-
-    folder: Path
-
-    @property
-    def index(self) -> Path:
-        """The FAISS structure."""
-        return self.folder / "index.faiss"
-
-    @property
-    def ids(self) -> Path:
-        """`item_id` and the carried columns, in the structure's row order."""
-        return self.folder / "ids.parquet"
-
-    @property
-    def card(self) -> Path:
-        """The card, written last."""
-        return self.folder / "card.json"
-
-    @property
-    def number(self) -> int:
-        """The version's number."""
-        return int(self.folder.name)
-
-
-def current_version(root: Path) -> VersionFiles:
+def current_version(root: Place) -> VersionFiles:
     """Return the version to read.
 
     Raises:
         StoreError: there is no index, or CURRENT names none.
     """
+    if isinstance(root, Url):
+        return fetch_version(root)
     if not root.is_dir():
         raise StoreError(f"{root} does not exist", f"Create it with: embedx index STORE --out {root}")
     try:
@@ -80,7 +58,7 @@ def current_version(root: Path) -> VersionFiles:
 
 
 @contextmanager
-def new_version(root: Path) -> Iterator[PendingVersion]:
+def new_version(root: Place) -> Iterator[PendingVersion | PendingObjects]:
     """Hold an index's folder for one build, and leave nothing behind when the build fails.
 
     Yields:
@@ -90,6 +68,10 @@ def new_version(root: Path) -> Iterator[PendingVersion]:
         StoreError: the folder is something else, or cannot be written.
         BusyError: another build holds it.
     """
+    if isinstance(root, Url):
+        with new_objects(root) as pending_objects:
+            yield pending_objects
+        return
     _check_is_ours(root)
     created = not root.exists()
     lock = FileLock(str(root / ".lock"))

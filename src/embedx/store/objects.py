@@ -22,8 +22,8 @@ import pyarrow as pa
 
 from embedx.core.errors import BusyError, EmbedxError, StoreError
 from embedx.core.places import Url
+from embedx.core.storage_options import object_options
 from embedx.store.files import Data, Entry
-from embedx.store.options import object_options
 
 TAIL_BYTES = 2**16
 """Asked for with the first request for a file: the footers of most Parquet and Arrow files are shorter."""
@@ -165,14 +165,18 @@ class ObjectFiles:
     @contextmanager
     def writing(self, name: str) -> Iterator[Path]:
         """See `Files`."""
-        import obstore
-
         with tempfile.TemporaryDirectory(prefix="embedx-") as folder:
             path = Path(folder) / name.rpartition("/")[2]
             yield path
-            in_parts = path.stat().st_size > SINGLE_PUT_BYTES
-            with self._naming(name):
-                obstore.put(self._store, name, path, use_multipart=in_parts, chunk_size=2**24, max_concurrency=4)
+            self.upload(name, path)
+
+    def upload(self, name: str, path: Path) -> None:
+        """Write a local file's content whole, in place of an older object."""
+        import obstore
+
+        in_parts = path.stat().st_size > SINGLE_PUT_BYTES
+        with self._naming(name):
+            obstore.put(self._store, name, path, use_multipart=in_parts, chunk_size=2**24, max_concurrency=4)
 
     def fetch(self, name: str, scratch: Path) -> Path:
         """See `Files`."""

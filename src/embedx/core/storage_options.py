@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from embedx.core.places import Url
+from embedx.core.places import OBJECT_SCHEMES, Access, Url
 
 NAMES: dict[str, dict[str, str]] = {
     "s3": {
@@ -32,6 +32,9 @@ NAMES: dict[str, dict[str, str]] = {
 }
 """Name in fsspec's library (s3fs, gcsfs, adlfs) -> name in object_store."""
 
+_STORE_ONLY = {"allow_http", "aws_allow_http"}
+"""Fsspec needs no word for these."""
+
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 
 
@@ -53,3 +56,11 @@ def _endpoint_of_environment(place: Url) -> str:
     if place.scheme != "s3":
         return ""
     return next((value for name in _ENDPOINTS if (value := os.environ.get(name))), "")
+
+
+def fsspec_options(access: Access, scheme: str) -> dict[str, str]:
+    """Return the options for a file system of fsspec, in whichever of the two vocabularies they were given."""
+    names = {theirs: ours for ours, theirs in NAMES.get(OBJECT_SCHEMES.get(scheme, ""), {}).items()}
+    names |= {"aws_endpoint_url": "endpoint_url", "aws_default_region": "region"} if names else {}
+    found = {names.get(name.lower(), name): value for name, value in access.options}
+    return {name: value for name, value in found.items() if not (names and name.lower() in _STORE_ONLY)}
