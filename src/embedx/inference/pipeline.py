@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from embedx.core.batches import plan_batches
+from embedx.core.batches import TOKENS_STEP, plan_batches, round_up
 from embedx.core.contracts import Broken, Encoder, Forwarded, Prepared, Runtime
 
 MAX_BATCH_ITEMS = 512
@@ -188,10 +188,12 @@ class Embedder:
 
     def _forward_all(self, prepared: Prepared, start: int, clock: Clock, gathered: _Gathered) -> None:
         costs = self.encoder.cost(prepared)
-        batches = plan_batches(costs, self.runtime.batch_budget(self.encoder.card.modality), MAX_BATCH_ITEMS)
+        modality = self.encoder.card.modality
+        step = TOKENS_STEP if modality == "text" else 1
+        batches = plan_batches(costs, self.runtime.batch_budget(modality), MAX_BATCH_ITEMS, step)
         for batch in batches:
             gathered.sums["cost"] += int(costs[batch].sum())
-            gathered.sums["padded_cost"] += int(costs[batch].max()) * len(batch)
+            gathered.sums["padded_cost"] += round_up(int(costs[batch].max()), step) * len(batch)
         gathered.sums["batches"] += len(batches)
 
         def run(batch: np.ndarray) -> None:
