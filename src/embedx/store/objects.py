@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from embedx.core.errors import BusyError, EmbedxError, StoreError
 from embedx.core.places import Url
-from embedx.core.storage_options import object_options
+from embedx.core.storage_options import NAMES, object_options
 from embedx.store.files import Data, Entry
 
 TAIL_BYTES = 2**16
@@ -33,6 +33,9 @@ AHEAD_BYTES = 2**18
 
 SINGLE_PUT_BYTES = 2**26
 """Larger files that may replace others are sent in parts; they too appear whole, when the last part is there."""
+
+RETRIES = 6
+"""Of a request that failed for a reason that may pass; with growing pauses, a minute at most."""
 
 _CONNECTION = re.compile(r"error sending request|connect|timed? ?out|dns|connection|reset|HTTP error", re.IGNORECASE)
 
@@ -258,7 +261,7 @@ def explained(error: Exception, place: Url) -> Exception:
 
 
 def _open_store(place: Url) -> Any:
-    from obstore.exceptions import BaseError
+    from obstore.exceptions import BaseError, UnknownConfigurationKeyError
     from obstore.store import AzureStore, GCSStore, S3Store
 
     kinds = {"s3": S3Store, "gs": GCSStore, "az": AzureStore}
@@ -270,8 +273,15 @@ def _open_store(place: Url) -> Any:
             prefix=place.key or None,
             config=options,
             client_options={"allow_http": allow_http, "connect_timeout": "10s", "timeout": "600s"},
-            retry_config={"max_retries": 6, "retry_timeout": timedelta(seconds=60)},
+            retry_config={"max_retries": RETRIES, "retry_timeout": timedelta(seconds=60)},
         )
+    except UnknownConfigurationKeyError as error:
+        found = re.search(r"key '(.*?)'|Configuration key: '(.*?)'", str(error))
+        name = next(filter(None, found.groups()), "") if found else ""
+        raise StoreError(
+            f"--storage-option {name} is not known for the store {place}",
+            f"Known are {', '.join(NAMES[place.scheme])}, and the names of object_store",
+        ) from None
     except (BaseError, ValueError, TypeError) as error:
         said = place.access.hide(" ".join(str(error).split()))[:200]
         raise StoreError(f"{place} cannot be opened ({said})", "Check the --storage-option flags") from None
