@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from embedx.core.errors import BusyError, UsageError
+from embedx.core.errors import BusyError, StoreError, UsageError
 from embedx.store import lease
 from embedx.store.lease import holding
 from embedx.store.objects import ObjectFiles
@@ -125,3 +125,15 @@ def test_how_long_it_lasts(monkeypatch):
     monkeypatch.setenv("EMBEDX_LEASE_S", "soon")
     with pytest.raises(UsageError, match="EMBEDX_LEASE_S"):
         lease.lease_seconds()
+
+
+@pytest.mark.parametrize("ignored", ["create", "replace"])
+def test_an_object_store_without_conditions_is_refused(files, monkeypatch, ignored):
+    def overwrite(self, name, data, *mark):
+        self.write(name, data)
+        return mark[0] if mark else True
+
+    monkeypatch.setattr(ObjectFiles, ignored, overwrite)
+    name = {"create": "If-None-Match", "replace": "If-Match"}[ignored]
+    with pytest.raises(StoreError, match=f"ignores {name}"), holding(files, NAME):
+        pass

@@ -23,7 +23,7 @@ from typing import Any
 
 import psutil
 
-from embedx.core.errors import BusyError, EmbedxError, UsageError
+from embedx.core.errors import BusyError, EmbedxError, StoreError, UsageError
 from embedx.store.objects import ObjectFiles, Version
 
 DEFAULT_S = 60.0
@@ -104,6 +104,24 @@ class Lease:
         else:
             self._mark = self._files.read_version(self._name).mark
 
+    def prove(self) -> None:
+        """Refuse an object store that takes conditional writes for ordinary ones: everything here rests on them.
+
+        Raises:
+            StoreError: it does.
+        """
+        with self._lock:
+            old = self._mark
+            self._write({**self._state, "beat": self._state["beat"] + 1})
+            data = _to_json(self._state)
+            ignored = "If-None-Match" if self._files.create(self._name, data) else ""
+            ignored = ignored or ("If-Match" if self._files.replace(self._name, data, old) else "")
+        if ignored:
+            raise StoreError(
+                f"the object store of {self._files.place} ignores {ignored}: two writers could not be kept apart",
+                "Use one with conditional writes, or a local --out",
+            )
+
     def release(self) -> None:
         """Let the next one have it at once. The object stays, for to delete it could delete a successor's."""
         self._over.set()
@@ -176,6 +194,7 @@ def holding(files: ObjectFiles, name: str) -> Iterator[Lease]:
     lease.take()
     threading.Thread(target=lease.keep, name="embedx-lease", daemon=True).start()
     try:
+        lease.prove()
         yield lease
     finally:
         lease.release()
