@@ -222,8 +222,8 @@ def _run(spec: ExtractSpec, resources: Resources, dry_run: bool, estimate: bool)
     progress = output.ProgressLine()
     try:
         if estimate:
-            return forecast.estimate_extract(spec, resources, progress)
-        return forecast.plan_extract(spec, progress) if dry_run else step.extract(spec, resources, progress)
+            return forecast.estimate_extract([spec], resources, progress)
+        return forecast.plan_extract([spec], progress) if dry_run else step.extract(spec, resources, progress)
     finally:
         progress.close()
 

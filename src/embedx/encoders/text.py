@@ -66,6 +66,12 @@ class TextEncoder:
         """What the encoder is."""
         return self._card
 
+    @property
+    def preparation(self) -> tuple[str, str, str] | None:
+        """What encoders share which tokenise and cut texts alike; None where the tokenizer does not say."""
+        digest = getattr(self._tokenize, "digest", None)
+        return ("text", digest, self._prompt) if digest else None
+
     def prepare(self, items: Sequence[str | Broken]) -> Prepared:
         """Tokenise texts; entries are (tokens,) int64 arrays."""
         failures = {position: item for position, item in enumerate(items) if isinstance(item, Broken)}

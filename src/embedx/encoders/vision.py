@@ -195,6 +195,11 @@ class ImageEncoder:
         """What the encoder is."""
         return self._card
 
+    @property
+    def preparation(self) -> tuple[str, ImageTransform]:
+        """What encoders share which prepare images alike."""
+        return "image", self.transform
+
     def prepare(self, items: Sequence[Any]) -> Prepared:
         """Resize and crop upright RGB images to (3, height, width) uint8; thread-safe.
 
