@@ -11,9 +11,8 @@ from dataclasses import replace
 import numpy as np
 
 from embedx.core.errors import EmbedxError, FingerprintMismatchError, StoreError
-from embedx.core.meter import Meter, metered
+from embedx.core.meter import Meter, current_meter, metered
 from embedx.core.paths import write_json
-from embedx.core.phases import Phases
 from embedx.core.reports import Progress, ProgressHook, Report, no_progress
 from embedx.core.specs import ExtractSpec, Resources
 from embedx.engine.cluster import Cluster, open_cluster
@@ -49,7 +48,10 @@ def extract(spec: ExtractSpec, resources: Resources | None = None, progress: Pro
     Raises:
         EmbedxError: see `core.errors`; nothing is half-published.
     """
-    return _extract([spec], resources or Resources(), progress)
+    extraction, (report,) = _extract([spec], Extraction(spec.out, resources or Resources(), progress))
+    if error := extraction.runs[0].error:
+        raise error
+    return report
 
 
 def extract_several(
@@ -69,21 +71,22 @@ def extract_several(
     Raises:
         EmbedxError: nothing of any store could be begun, or the run was interrupted.
     """
-    return _extract(specs, resources or Resources(), progress)
+    extraction, reports = _extract(specs, Extraction(specs[0].out.parent, resources or Resources(), progress))
+    return report_several(extraction, reports)
 
 
-def _extract(specs: Sequence[ExtractSpec], resources: Resources, progress: ProgressHook) -> Report:
-    with metered(Meter(resources.max_requests)):
-        phases = Phases()
-        if resources.profile is not None:
-            write_trace(resources.profile, phases, [])  # A path that cannot be written is said now, not after hours.
-        with phases.span("open"):
+def _extract(specs: Sequence[ExtractSpec], extraction: Extraction) -> tuple[Extraction, list[Report]]:
+    profile = extraction.resources.profile
+    with metered(Meter(extraction.resources.max_requests)):
+        if profile is not None:
+            # A path that cannot be written is said now, not after hours.
+            write_trace(profile, extraction.phases, [])
+        with extraction.phases.span("open"):
             understood = open_all(specs)  # What is wrong is said before anything is written.
         with ExitStack() as stack, draining_on_signals() as interrupts:
             stores = [stack.enter_context(runs.writing(spec.out)) for spec in specs]
             # Again, under the lock: another run may have created or changed a store meanwhile.
             opened = open_all(specs, understood[0].corpus.sources)
-            extraction = Extraction(resources, progress, phases)
             try:
                 _plan(extraction, opened, stores)
                 interrupts.check("stopped while planning", "Nothing was begun; run the same command again")
@@ -99,7 +102,7 @@ def _extract(specs: Sequence[ExtractSpec], resources: Resources, progress: Progr
                     # Without its marker a plan is of no use to anybody.
                     if not layout.file("run.json").exists():
                         runs.discard_record(layout)
-            return _report(extraction)
+            return extraction, _report(extraction)
 
 
 def _plan(extraction: Extraction, opened: Sequence[Opened], stores: Sequence[StoreLayout]) -> None:
@@ -218,18 +221,16 @@ def _publish(extraction: Extraction) -> None:
                     run.version = publish(run.publication)
                 except EmbedxError as error:
                     run.error = error
-    if len(extraction.runs) == 1 and (failed := extraction.runs[0].error):
-        raise failed
 
 
-def _report(extraction: Extraction) -> Report:
-    """Report on all stores and clean up behind those that have a new version."""
+def _report(extraction: Extraction) -> list[Report]:
+    """Report on each store and clean up behind those that have a new version."""
+    extraction.usage = current_meter().sums()
     reports = [report_store(extraction, run) for run in extraction.runs]
-    whole = reports[0] if len(reports) == 1 else report_several(extraction, reports)
     for run, report in zip(extraction.runs, reports):
         if run.error is None and not run.publication.plan.is_empty:
             clean_up(run.publication, report)
     if extraction.resources.profile is not None:
         receipts = [receipt for run in extraction.runs for receipt in run.publication.receipts]
         write_trace(extraction.resources.profile, extraction.phases, receipts)
-    return whole
+    return reports

@@ -6,7 +6,6 @@ import time
 
 import psutil
 
-from embedx.core.meter import current_meter
 from embedx.core.reports import Report
 from embedx.corpora.listing import Corpus
 from embedx.steps.bottleneck import describe_bottleneck, encoder_busy_share, sum_stages
@@ -59,8 +58,8 @@ def report_store(extraction: Extraction, run: Run) -> Report:
         report["reduced_jpegs"] = counts["reduced"]
     if corpus.kind == "text":
         report |= _text_counts(publication)
-    if len(extraction.runs) == 1 and (usage := current_meter().sums()):
-        report["usage"] = usage
+    if len(extraction.runs) == 1 and extraction.usage:
+        report["usage"] = extraction.usage
     if words := counts.get("words"):
         shares = {name: counts[f"{name}_words"] / words for name in ("unknown", "composed")}
         report["words"] = {"read": words, **{f"{name}_share": round(share, 4) for name, share in shares.items()}}
@@ -92,8 +91,8 @@ def report_several(extraction: Extraction, stores: list[Report]) -> Report:
         **_where_time_went(extraction),
         "stage_seconds": {name: round(value, 2) for name, value in sorted(stages.items())},
     }
-    if usage := current_meter().sums():
-        report["usage"] = usage
+    if extraction.usage:
+        report["usage"] = extraction.usage
     if failed := [run for run in extraction.runs if run.error is not None]:
         error = failed[0].error.to_dict()  # type: ignore[union-attr]
         count = f"{len(failed)} of {len(stores)} stores got no new version; " if len(stores) > 1 else ""

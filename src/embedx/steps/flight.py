@@ -59,6 +59,7 @@ class Extraction:
     """One extraction in the driver: a corpus, and the stores that get its vectors.
 
     Attributes:
+        root: the store, or the folder of several.
         resources: how to compute.
         progress: is told the state.
         phases: what the time goes to.
@@ -66,21 +67,18 @@ class Extraction:
         shards: what the tasks read, each for some of the stores.
         layouts: of the runs.
         jobs: of the runs, once there are workers.
+        usage: requests to remote encoders and what they said, at the end.
     """
 
+    root: Path
     resources: Resources
     progress: ProgressHook
-    phases: Phases
+    phases: Phases = field(default_factory=Phases)
     runs: list[Run] = field(default_factory=list)
     shards: list[SharedShard] = field(default_factory=list)
     layouts: list[RunLayout] = field(default_factory=list)
     jobs: list[ShardJob] = field(default_factory=list)
-
-    @property
-    def root(self) -> Path:
-        """The store; of several, the folder of them."""
-        roots = [run.publication.store.root for run in self.runs]
-        return roots[0] if len(roots) == 1 else roots[0].parent
+    usage: dict[str, int] = field(default_factory=dict)
 
     @property
     def receipts(self) -> list[Receipt]:

@@ -11,7 +11,6 @@ from tempfile import TemporaryDirectory
 
 from embedx.core.errors import CorpusError
 from embedx.core.meter import Meter, current_meter, metered
-from embedx.core.phases import Phases
 from embedx.core.reports import Progress, ProgressHook, Report, no_progress
 from embedx.core.specs import ExtractSpec, Resources
 from embedx.engine.cluster import Cluster, open_cluster
@@ -34,19 +33,21 @@ SLICE_ITEMS = {"text": 1024, "image": 64}
 """Items of one sampling task: enough that texts of like length find each other, few enough to end on time."""
 
 
-def plan_extract(specs: Sequence[ExtractSpec], progress: ProgressHook = no_progress) -> Report:
+def plan_extract(specs: Sequence[ExtractSpec], out: Path, progress: ProgressHook = no_progress) -> Report:
     """Say what an extraction would do, without writing to the stores (`--dry-run`).
 
     Args:
         specs: one for each store.
+        out: the store, or the folder of several.
         progress: called with the present state.
     """
     with TemporaryDirectory(prefix="embedx-plan-") as folder:
-        return report_plans(_plan(specs, Resources(), Path(folder), progress))
+        return report_plans(_plan(specs, Extraction(out, Resources(), progress), Path(folder)))
 
 
 def estimate_extract(
     specs: Sequence[ExtractSpec],
+    out: Path,
     resources: Resources | None = None,
     progress: ProgressHook = no_progress,
     seconds: float = SAMPLE_SECONDS,
@@ -61,16 +62,17 @@ def estimate_extract(
     Raises:
         CorpusError: there is nothing to embed.
     """
-    resources = resources or Resources()
-    with metered(Meter(resources.max_requests)):
-        return _estimate(specs, resources, progress, seconds)
+    extraction = Extraction(out, resources or Resources(), progress)
+    with metered(Meter(extraction.resources.max_requests)):
+        return _estimate(specs, extraction, seconds)
 
 
-def _estimate(specs: Sequence[ExtractSpec], resources: Resources, progress: ProgressHook, seconds: float) -> Report:
+def _estimate(specs: Sequence[ExtractSpec], extraction: Extraction, seconds: float) -> Report:
+    resources, progress = extraction.resources, extraction.progress
     # Beside the store, not in the system's temporary folder: workers on other machines must see it.
-    home = next(parent for parent in specs[0].out.absolute().parents if parent.is_dir())
+    home = next(parent for parent in extraction.root.absolute().parents if parent.is_dir())
     with TemporaryDirectory(prefix=".embedx-estimate-", dir=home) as folder, draining_on_signals() as interrupts:
-        extraction = _plan(specs, resources, Path(folder), progress)
+        _plan(specs, extraction, Path(folder))
         to_embed = sum(shard.rows for shard in extraction.shards)
         if not to_embed:
             listed = extraction.runs[0].publication.plan.listed
@@ -103,8 +105,8 @@ def _estimate(specs: Sequence[ExtractSpec], resources: Resources, progress: Prog
     return report
 
 
-def _plan(specs: Sequence[ExtractSpec], resources: Resources, folder: Path, progress: ProgressHook) -> Extraction:
-    extraction = Extraction(resources, progress, Phases())
+def _plan(specs: Sequence[ExtractSpec], extraction: Extraction, folder: Path) -> Extraction:
+    progress = extraction.progress
     plannings = []
     for number, opened in enumerate(open_all(specs)):
         store, spec = StoreLayout(opened.spec.out), opened.spec
