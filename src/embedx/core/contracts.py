@@ -162,7 +162,7 @@ class Encoder(Protocol):
     as (start, stop) in characters; `--long chunk` needs it.
 
     Any may have `preparation`, a hashable value: of encoders with equal ones, `prepare` and `windows` do the same, so
-    that a run of several calls them once. And `forward`, with `build_with`: see `encoders/joining.py`.
+    that a run of several calls them once. And `forward_key`, with `build_with`: see `encoders/joining.py`.
     """
 
     @property

@@ -1,6 +1,6 @@
 """Several layers or poolings of one model as one encoder: a forward pass that yields all their vectors, side by side.
 
-An encoder takes part if it has `forward`, a hashable value that encoders of one model share (the same weights and
+An encoder takes part if it has `forward_key`, a hashable value that encoders of one model share (the same weights and
 preprocessing; another layer or pooling), and `build_with(others)`, which returns a module like `build`'s that yields
 (n, dim + their dims). Never imports torch.
 """
@@ -23,14 +23,14 @@ TOLERANCE = 1e-4
 
 def forward_of(encoder: Encoder) -> Any:
     """Return a key that encoders share which one forward pass can serve; None where it serves only this one."""
-    return getattr(encoder, "forward", None)
+    return getattr(encoder, "forward_key", None)
 
 
 class JoinedEncoder:
     """Encoders of one forward pass as one encoder, whose vectors are theirs side by side. Make it with `join_encoders`.
 
     Args:
-        encoders: with equal `forward`.
+        encoders: with equal `forward_key`.
     """
 
     def __init__(self, encoders: Sequence[Encoder]) -> None:
@@ -87,5 +87,5 @@ class JoinedEncoder:
 
 
 def join_encoders(encoders: Sequence[Encoder]) -> Encoder:
-    """Return encoders of equal `forward` as one."""
+    """Return encoders of equal `forward_key` as one."""
     return JoinedEncoder(encoders)
