@@ -22,8 +22,12 @@ TOLERANCE = 1e-4
 
 
 def forward_of(encoder: Encoder) -> Any:
-    """Return a key that encoders share which one forward pass can serve; None where it serves only this one."""
-    return getattr(encoder, "forward_key", None)
+    """Return a key that encoders share which one forward pass can serve; None where it serves only this one.
+
+    Only what its class says itself: an encoder that wraps another, and passes on its attributes, may be another model.
+    """
+    value = encoder.forward_key if hasattr(type(encoder), "forward_key") else None  # type: ignore[attr-defined]
+    return (type(encoder), value) if value is not None else None
 
 
 class JoinedEncoder:
@@ -55,8 +59,12 @@ class JoinedEncoder:
         self.cost = encoders[0].cost
         self.collate = encoders[0].collate
         self.canaries = encoders[0].canaries
-        self.preparation = getattr(encoders[0], "preparation", None)
         self.windows = getattr(encoders[0], "windows", None)
+
+    @property
+    def preparation(self) -> Any:
+        """What encoders share which prepare items alike."""
+        return getattr(self._encoders[0], "preparation", None)
 
     def build(self) -> Any:
         """Return the module, compared with each encoder's own when it is built for the first time on this machine.

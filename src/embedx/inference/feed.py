@@ -100,5 +100,9 @@ def _join(edges: Sequence[int], pieces: Sequence[Prepared]) -> Prepared:
 
 
 def preparation_of(encoder: Encoder) -> Any:
-    """Return a key that encoders share which prepare items alike; of one that does not say, its own."""
-    return getattr(encoder, "preparation", None) or id(encoder)
+    """Return a key that encoders share which prepare items alike; of one that does not say, its own.
+
+    Only what its class says itself: an encoder that wraps another, and passes on its attributes, may prepare otherwise.
+    """
+    value = encoder.preparation if hasattr(type(encoder), "preparation") else None  # type: ignore[attr-defined]
+    return (type(encoder), value) if value is not None else id(encoder)
