@@ -17,8 +17,13 @@ IMAGE_CHUNK = 1
 """Items prepared at a time by one thread. One image: decoded, a large photo is a hundred times its cropped square."""
 
 IMAGE_WINDOW = 256
-"""Images held prepared at a time, over all ways of preparing: a quarter of a gigabyte of float inputs at most. Texts
-need no window: tokens are small, and sorting the whole shard by length is what saves padding."""
+WINDOW_BYTES = 64 * 2**20
+"""Images held prepared at a time: so many, or what weighs so much. 256 squares of 224 pixels weigh 37 MiB; of 1,024
+pixels they would weigh 768. A task holds two windows, a worker two tasks. Several encoders share the bytes. Texts need
+no window: tokens are small, and sorting the whole shard by length is what saves padding."""
+
+FIRST_WINDOW = 16
+"""Images of the first windows, which tell what one weighs."""
 
 Fetch = Callable[[int, int], Sequence[Any]]
 """(start, stop) -> the content of those items, or a Broken in its place."""
@@ -54,19 +59,23 @@ class Feed:
 
     def iterate(self, count: int) -> Iterator[tuple[int, list[Prepared]]]:
         """Yield (start, what was prepared in each way) of each window; the next one is being prepared meanwhile."""
-        window = max(1, count) if self._is_text else max(1, IMAGE_WINDOW // len(self._encoders))
-        ahead: deque[tuple[int, _Pending]] = deque()
-        for start in range(0, count, window):
-            ahead.append((start, self._launch(start, min(count, start + window))))
-            if len(ahead) == 2:
-                yield self._joined(*ahead.popleft())
+        size = max(1, count) if self._is_text else FIRST_WINDOW
+        launched = min(count, 2 * size)
+        ahead = deque(self._launch(start, min(launched, start + size)) for start in range(0, launched, size))
         while ahead:
-            yield self._joined(*ahead.popleft())
+            window = self._joined(*ahead.popleft())
+            yield window
+            size = size if self._is_text else _window_size(window[1], size)
+            del window  # Two are held, not three.
+            if launched < count:
+                stop = min(count, launched + size)
+                ahead.append(self._launch(launched, stop))
+                launched = stop
 
-    def _launch(self, start: int, stop: int) -> _Pending:
+    def _launch(self, start: int, stop: int) -> tuple[int, _Pending]:
         chunk = TEXT_CHUNK if self._is_text else IMAGE_CHUNK
         edges = range(start, stop, chunk)
-        return [(edge, self._pool.submit(self._prepare, edge, min(stop, edge + chunk))) for edge in edges]
+        return start, [(edge, self._pool.submit(self._prepare, edge, min(stop, edge + chunk))) for edge in edges]
 
     def _prepare(self, start: int, stop: int) -> list[Prepared]:
         with self._shared.stage("read"):
@@ -84,6 +93,12 @@ class Feed:
                 pieces.append(future.result())
             edges.append(edge - start)
         return start, [_join(edges, list(own)) for own in zip(*pieces)]
+
+
+def _window_size(ways: Sequence[Prepared], size: int) -> int:
+    """Return how many images may be prepared at a time, from what those of a window weigh in all ways together."""
+    heaviest = sum(max((getattr(item, "nbytes", 0) for item in way.items), default=0) for way in ways)
+    return max(1, min(IMAGE_WINDOW, WINDOW_BYTES // heaviest)) if heaviest else size
 
 
 def _join(edges: Sequence[int], pieces: Sequence[Prepared]) -> Prepared:

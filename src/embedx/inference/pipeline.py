@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from embedx.core.batches import plan_batches
+from embedx.core.batches import TOKENS_STEP, plan_batches, round_up
 from embedx.core.contracts import Broken, Encoder, EncoderCard, Forwarded, Prepared, Runtime
 from embedx.inference.clock import Clock
 from embedx.inference.feed import Feed, Fetch
@@ -121,11 +121,13 @@ class Embedder:
     def forward_all(self, prepared: Prepared, start: int, clock: Clock, gathered: Sequence[_Gathered]) -> None:
         """Run prepared items through the encoder and gather their vectors, at their positions after `start`."""
         costs = self.encoder.cost(prepared)
-        batches = plan_batches(costs, self.runtime.batch_budget(self.encoder.card.modality), MAX_BATCH_ITEMS)
+        modality = self.encoder.card.modality
+        step = TOKENS_STEP if modality == "text" else 1
+        batches = plan_batches(costs, self.runtime.batch_budget(modality), MAX_BATCH_ITEMS, step)
         sums = gathered[0].sums
         for batch in batches:
             sums["cost"] += int(costs[batch].sum())
-            sums["padded_cost"] += int(costs[batch].max()) * len(batch)
+            sums["padded_cost"] += round_up(int(costs[batch].max()), step) * len(batch)
         sums["batches"] += len(batches)
 
         def run(batch: np.ndarray) -> None:
