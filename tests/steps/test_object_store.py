@@ -275,14 +275,14 @@ def fail_at(end):
 
 
 def test_requests_are_counted_across_writers(remote):
-    layout = RunLayout(remote.url(), "000001-abc")
+    counter = RunLayout(remote.url(), "000001-abc").file("requests.json")
     with pytest.raises(Exception, match="is over"):
-        Meter(5, open_counter(layout)).take_request()
-    open_counter(layout).begin()
+        Meter(5, open_counter(counter)).take_request()
+    open_counter(counter).begin()
     taken = []
 
     def take():
-        meter = Meter(40, open_counter(layout))
+        meter = Meter(40, open_counter(counter))
         with pytest.raises(RequestLimitError):
             while True:
                 meter.take_request()
@@ -293,7 +293,7 @@ def test_requests_are_counted_across_writers(remote):
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(taken) == 40 and Meter(40, open_counter(layout)).sums()["requests"] == 40
+    assert len(taken) == 40 and Meter(40, open_counter(counter)).sums()["requests"] == 40
 
 
 def test_places_that_cannot_be(remote, tmp_path):

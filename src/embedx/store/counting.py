@@ -9,25 +9,23 @@ from collections.abc import Callable
 
 from embedx.core.errors import EmbedxError
 from embedx.core.meter import Counter, FileCounter, current_meter
-from embedx.store.files import LocalFiles
-from embedx.store.layout import RunLayout
+from embedx.store.files import File, LocalFiles
 from embedx.store.objects import ObjectFiles
 
 MOST_TRIES = 200
 """Each means that another process has counted in between."""
 
 
-def open_counter(layout: RunLayout) -> Counter:
-    """Return the counter of a run's requests."""
-    file = layout.file("requests.json")
+def open_counter(file: File) -> Counter:
+    """Return the counter in a file."""
     if isinstance(file.files, LocalFiles):
         return FileCounter(file.files.root / file.name)
-    return ObjectCounter(ObjectFiles(layout.files.place), file.name, layout.run)  # type: ignore[arg-type]
+    return ObjectCounter(file)
 
 
-def share_meter(layout: RunLayout) -> None:
+def share_meter(file: File) -> None:
     """Let this command's meter count where the run's workers do."""
-    counter = open_counter(layout)
+    counter = open_counter(file)
     if isinstance(counter, ObjectCounter):
         counter.begin()
     current_meter().move_to(counter)
@@ -37,15 +35,14 @@ class ObjectCounter:
     """Sums in an object.
 
     Args:
-        files: where it lies.
-        name: of the object.
-        run: whose requests it counts.
+        file: the object, in the run's record.
     """
 
-    def __init__(self, files: ObjectFiles, name: str, run: str) -> None:
-        self._files = files
-        self._name = name
-        self._run = run
+    def __init__(self, file: File) -> None:
+        assert isinstance(file.files, ObjectFiles)
+        self._files = file.files
+        self._name = file.name
+        self._run = str(file).split("/")[-2]
 
     def begin(self) -> None:
         """Make the object; without it nothing is counted, so that no worker counts for a run that is over."""
