@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,19 @@ CutWindows = Callable[[list[str]], list[list[Span]]]
 """Texts -> the windows of each that the model reads whole. Thread-safe."""
 
 
+@dataclass(frozen=True)
+class TextSharing:
+    """How several layers and poolings of one model share a forward pass.
+
+    Attributes:
+        known: the encoder's card and recipe.
+        load: cards of one model -> the torch module, (input_ids, attention_mask) -> their vectors side by side.
+    """
+
+    known: KnownCard
+    load: Callable[[Sequence[KnownCard]], Any]
+
+
 class TextEncoder:
     """An encoder of texts; the module that it builds takes padded ids and their mask.
 
@@ -44,6 +57,7 @@ class TextEncoder:
         prompt: words put before every text.
         pad_id: the token that fills shorter texts up, on the right.
         windows: cuts long texts; None where that is not possible.
+        sharing: how it shares a forward pass with other layers and poolings of its model; None is not at all.
     """
 
     def __init__(
@@ -54,6 +68,7 @@ class TextEncoder:
         prompt: str = "",
         pad_id: int = 0,
         windows: CutWindows | None = None,
+        sharing: TextSharing | None = None,
     ) -> None:
         self._card = card
         self._tokenize = tokenize
@@ -61,11 +76,18 @@ class TextEncoder:
         self._prompt = prompt
         self._pad_id = pad_id
         self.windows = windows
+        self._sharing = sharing
 
     @property
     def card(self) -> EncoderCard:
         """What the encoder is."""
         return self._card
+
+    @property
+    def preparation(self) -> tuple[str, str, str] | None:
+        """What encoders share which tokenise and cut texts alike; None where the tokenizer does not say."""
+        digest = getattr(self._tokenize, "digest", None)
+        return ("text", digest, self._prompt) if digest else None
 
     def prepare(self, items: Sequence[str | Broken]) -> Prepared:
         """Tokenise texts; entries are (tokens,) int64 arrays."""
@@ -113,6 +135,19 @@ class TextEncoder:
         """Return the torch module, (input_ids, attention_mask) -> (n, dim) float32."""
         return self._load()
 
+    @property
+    def forward_key(self) -> str | None:
+        """What encoders share which one forward pass can serve."""
+        return self._sharing.known.model_key if self._sharing else None
+
+    def build_with(self, others: Sequence[TextEncoder]) -> Any:
+        """Return the torch module of this encoder and others of its model: their vectors side by side."""
+        sharing = [encoder._sharing for encoder in (self, *others)]
+        known = [one.known for one in sharing if one is not None]
+        known[0].check_weights()
+        assert self._sharing is not None
+        return self._sharing.load(known)
+
     def canaries(self) -> list[Any]:
         """Return a few fixed texts."""
         return list(CANARIES)
@@ -155,6 +190,7 @@ def open_text_encoder(
     packages: Sequence[str],
     describe: Callable[[EncoderSpec], KnownCard],
     load: Callable[[KnownCard], Any],
+    load_together: Callable[[Sequence[KnownCard]], Any] | None = None,
 ) -> TextEncoder:
     """Open an encoder of a model folder by its remembered card, or describe it once.
 
@@ -164,6 +200,7 @@ def open_text_encoder(
         packages: installed packages whose versions can change the model's graph or tokens.
         describe: makes the card; its recipe has a `TextTokenizer`, as a dict, as `tokenizer`.
         load: the torch module, (input_ids, attention_mask) -> (n, dim) float32.
+        load_together: that of several cards of one model, their vectors side by side; None where there is none.
     """
     absolute = replace(spec, weights=str(folder)) if spec.weights else spec
     if spec.name and Path(spec.name).expanduser().is_dir() and not spec.weights:
@@ -178,4 +215,5 @@ def open_text_encoder(
 
     prompt = known.card.identity["prompt"]
     windows = WindowCutter(tokenizer, prompt) if tokenizer.max_tokens else None
-    return TextEncoder(known.card, tokenizer, reload, prompt, tokenizer.pad_id, windows)
+    sharing = TextSharing(known, load_together) if load_together else None
+    return TextEncoder(known.card, tokenizer, reload, prompt, tokenizer.pad_id, windows, sharing)
