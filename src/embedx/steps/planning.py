@@ -45,15 +45,19 @@ def make_plans(plannings: Sequence[Planning], layouts: Sequence[RunLayout]) -> t
     Raises:
         CorpusError: a source is broken or empty, or ids are not unique.
     """
-    with layouts[0].scratch() as scratch:
-        listing = scratch / "listing"  # no .parquet: a glob over the store would take it for vectors
-        listed = _list(plannings[0], listing)
-        plans, wanted = [], []
-        for planning, layout in zip(plannings, layouts):
-            plan = Plan(layout, planning.snapshot, listed)
-            wanted.append(_plan_store(planning, plan, listing))
-            plans.append(plan)
-        return plans, cut_shards(plannings, plans, wanted, listing)
+    try:
+        with layouts[0].scratch() as scratch:
+            listing = scratch / "listing"  # no .parquet: a glob over the store would take it for vectors
+            listed = _list(plannings[0], listing)
+            plans, wanted = [], []
+            for planning, layout in zip(plannings, layouts):
+                plan = Plan(layout, planning.snapshot, listed)
+                wanted.append(_plan_store(planning, plan, listing))
+                plans.append(plan)
+            return plans, cut_shards(plannings, plans, wanted, listing)
+    finally:
+        # What planning needed for a moment the driver would keep for the whole run.
+        pa.default_memory_pool().release_unused()
 
 
 def _plan_store(planning: Planning, plan: Plan, listing: Path) -> np.ndarray:
