@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from embedx.store.reader import open_store
+from embedx.store.files import as_file
 from embedx.store.shards import read_arrow
 from tests.conftest import ROOT, write_jsonl
 
@@ -170,7 +171,7 @@ SECRETS = {
 
 def unpacked(path: Path) -> bytes:
     """A file's bytes, and what its compressed columns hold."""
-    readers = {".parquet": pq.read_table, ".arrow": read_arrow}
+    readers = {".parquet": pq.read_table, ".arrow": lambda path: read_arrow(as_file(path))}
     table = readers[path.suffix](path) if path.suffix in readers else None
     return path.read_bytes() + (repr(table.to_pydict()) + repr(table.schema) if table is not None else "").encode()
 
