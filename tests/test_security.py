@@ -15,8 +15,8 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from embedx.store.reader import open_store
 from embedx.store.files import as_file
+from embedx.store.reader import open_store
 from embedx.store.shards import read_arrow
 from tests.conftest import ROOT, write_jsonl
 

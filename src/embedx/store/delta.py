@@ -116,7 +116,8 @@ def _open_table(root: Place, version: int | None = None) -> DeltaTable | None:
         if isinstance(root, Url) and not isinstance(error, DeltaError):
             raise explained(error, root) from None
         asked = f" version {version}" if version is not None else ""
-        raise StoreError(f"{root}{asked} cannot be read: {error}", "See embedx history for the versions") from error
+        said = _without_secrets(root, error)
+        raise StoreError(f"{root}{asked} cannot be read: {said}", "See embedx history for the versions") from None
 
 
 PUBLISHED = 1
