@@ -4,6 +4,7 @@
 """
 
 import json
+import math
 import os
 import random
 import signal
@@ -124,11 +125,11 @@ def test_chaos_in_an_object_store(embedx, tmp_path, monkeypatch):
         s3.client().create_bucket(Bucket="bucket")
         for name, value in s3.env.items():
             monkeypatch.setenv(name, value)
-        endure(embedx, tmp_path, Url("s3://bucket/a/store"))
+        endure(embedx, tmp_path, Url("s3://bucket/a/store"), share=0.6)
 
 
-def endure(embedx, folder, out):
-    kills_wanted = int(os.environ.get("EMBEDX_CHAOS_KILLS", "5"))
+def endure(embedx, folder, out, share=1.0):
+    kills_wanted = math.ceil(int(os.environ.get("EMBEDX_CHAOS_KILLS", "5")) * share)
     rng = random.Random(int(os.environ.get("EMBEDX_CHAOS_SEED", "1")))
     fleet = Fleet(folder)
     arguments = (*ARGUMENTS, str(out))
