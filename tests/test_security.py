@@ -227,7 +227,7 @@ def test_temporary_files_are_private_and_go_away(embedx, tmp_path, monkeypatch):
 
         monkeypatch.setattr("tempfile.tempdir", str(temporary))
         corpus = CorpusSpec((str(tmp_path / "t.jsonl"),))
-        plan_extract(ExtractSpec(corpus, parse_ref("minilm"), tmp_path / "s"), look)
+        plan_extract([ExtractSpec(corpus, parse_ref("minilm"), tmp_path / "s")], tmp_path / "s", look)
     finally:
         os.umask(before)
     assert seen and all(mode & 0o077 == 0 for mode in seen.values()), seen

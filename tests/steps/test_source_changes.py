@@ -27,7 +27,7 @@ def run():
             spec = ExtractSpec(
                 CorpusSpec(tuple(map(str, sources)), **corpus), parse_ref("pixels:8"), out, max_failures=limit
             )
-            report = plan_extract(spec) if plan else extract(spec, Resources(cluster=scheduler))
+            report = plan_extract([spec], spec.out) if plan else extract(spec, Resources(cluster=scheduler))
             return {name: report["items"][name] for name in ("planned", "new", "changed", "updated", "unchanged")}
 
         yield run
