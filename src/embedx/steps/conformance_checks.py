@@ -194,6 +194,7 @@ def check_vectors(subject: Subject) -> str:
 
 def check_order(subject: Subject) -> str:
     """A vector does not depend on the order of the items."""
+    _ = subject.reference  # nothing to compare with where there is none
     backwards = subject.embed(subject.items[::-1])
     _same_items(subject, [len(subject.items) - 1 - position for position in backwards.positions.tolist()][::-1])
     return _judge(backwards.vectors[::-1], subject.reference.vectors, "vectors in reversed order")
@@ -201,6 +202,7 @@ def check_order(subject: Subject) -> str:
 
 def check_neighbours(subject: Subject) -> str:
     """A vector does not depend on the other items of the batch."""
+    _ = subject.reference
     alone = [subject.embed([item]) for item in subject.items]
     _same_items(subject, [position for position, result in enumerate(alone) if len(result.vectors)])
     vectors = np.concatenate([result.vectors for result in alone])

@@ -8,9 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-
-from embedx.core.errors import FingerprintMismatchError, StoreError
+from embedx.core.errors import StoreError
 from embedx.core.meter import Meter, metered
 from embedx.core.paths import write_json
 from embedx.core.phases import Phases
@@ -19,8 +17,8 @@ from embedx.core.specs import ExtractSpec, Resources
 from embedx.engine.cluster import Cluster, open_cluster
 from embedx.engine.interrupts import Interrupts, draining_on_signals
 from embedx.engine.window import Outcome, Task, Window
-from embedx.inference.gates import measure_fidelity
 from embedx.steps.bottleneck import write_trace
+from embedx.steps.canaries import compare_canaries
 from embedx.steps.extract_report import report_extraction
 from embedx.steps.extract_shard import ShardJob, extract_shard
 from embedx.steps.flight import Run, check_workers, make_job, raise_outcome, try_encoder
@@ -32,9 +30,6 @@ from embedx.steps.rewrite_shard import rewrite_shard
 from embedx.store import delta, runs
 from embedx.store.reader import StoreCard
 from embedx.store.shards import Receipt
-
-CANARY_MIN_COSINE = 0.999
-"""Between a store's canary vectors and today's: below it some library changed what the encoder computes."""
 
 
 def extract(spec: ExtractSpec, resources: Resources | None = None, progress: ProgressHook = no_progress) -> Report:
@@ -166,12 +161,12 @@ def _fly(run: Run, cluster: Cluster, job: ShardJob, interrupts: Interrupts) -> S
         write_json(run.publication.store.encoder, card.to_dict())
         run.publication.card = card
         return replace(job, precision=flown.precision, jpeg_side=flown.jpeg_side)
-    fidelity = measure_fidelity(np.array(flown.canaries), np.array(known.canaries))
-    if fidelity.raw_min < CANARY_MIN_COSINE:
-        raise FingerprintMismatchError(
-            f"{run.card.ref} computes other vectors than when {run.spec.out} was created ({fidelity.describe()})",
-            "A library or driver changed; use the versions of then, or extract to another --out",
-        )
+    compare_canaries(
+        flown.canaries,
+        known.canaries,
+        f"{run.card.ref} computes other vectors than when {run.spec.out} was created",
+        "A library, a driver or a remote model changed; use those of then, or extract to another --out",
+    )
     return job
 
 
