@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from embedx.core.batches import TOKENS_STEP, round_up
 from embedx.core.contracts import Broken, EncoderCard, Prepared
 from embedx.core.digests import fingerprint
 from embedx.core.specs import EncoderSpec
@@ -97,10 +98,12 @@ class TextEncoder:
         return np.array([len(entry) for entry in prepared.items], dtype=np.int64)
 
     def collate(self, entries: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-        """Pad token ids to the longest text of the batch: input_ids and attention_mask (n, tokens) int64."""
+        """Pad token ids to the batch's longest text or up to 7 more: input_ids, attention_mask (n, tokens) int64."""
         longest = max(len(entry) for entry in entries)
-        ids = np.full((len(entries), longest), self._pad_id, dtype=np.int64)
-        mask = np.zeros((len(entries), longest), dtype=np.int64)
+        # Where the encoder says how much it reads; beyond that it may have no positions.
+        width = max(longest, min(round_up(longest, TOKENS_STEP), self.card.input.get("max_tokens") or longest))
+        ids = np.full((len(entries), width), self._pad_id, dtype=np.int64)
+        mask = np.zeros((len(entries), width), dtype=np.int64)
         for row, entry in enumerate(entries):
             ids[row, : len(entry)] = entry
             mask[row, : len(entry)] = 1

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from embedx.core.batches import plan_batches
+from embedx.core.batches import TOKENS_STEP, plan_batches, round_up
 from embedx.core.contracts import Broken, Encoder, Forwarded, Prepared, Runtime
 
 MAX_BATCH_ITEMS = 512
@@ -24,13 +24,27 @@ IMAGE_CHUNK = 1
 """Items prepared at a time by one thread. One image: decoded, a large photo is a hundred times its cropped square."""
 
 IMAGE_WINDOW = 256
-"""Images held decoded at a time: a quarter of a gigabyte of float inputs at most. Texts need no window: tokens are
-small, and sorting the whole shard by length is what saves padding."""
+WINDOW_BYTES = 64 * 2**20
+"""Images held decoded at a time: so many, or what weighs so much. 256 squares of 224 pixels weigh 37 MiB; of 1,024
+pixels they would weigh 768. A task holds two windows, a worker two tasks. Texts need no window: tokens are small, and
+sorting the whole shard by length is what saves padding."""
+
+FIRST_WINDOW = 16
+"""Images of the first windows, which tell what one weighs."""
 
 NOT_FINITE = Broken("forward", "NotFinite", "the encoder's vector has NaN or infinite values")
 
 Fetch = Callable[[int, int], Sequence[Any]]
 """(start, stop) -> the content of those items, or a Broken in its place."""
+
+Pending = tuple[int, list[tuple[int, Future[Prepared]]]]
+"""A window that is being prepared: its start, and of each chunk its start and what will come of it."""
+
+
+def _window_size(window: Prepared, size: int) -> int:
+    """Return how many images may be prepared at a time, from what those of a window weigh."""
+    heaviest = max((getattr(item, "nbytes", 0) for item in window.items), default=0)
+    return max(1, min(IMAGE_WINDOW, WINDOW_BYTES // heaviest)) if heaviest else size
 
 
 @dataclass
@@ -119,19 +133,18 @@ class Embedder:
         clock = clock or Clock()
         card = self.encoder.card
         gathered = _Gathered(count, card.dim)
-        window = max(1, count) if card.modality == "text" else IMAGE_WINDOW
-        chunk = TEXT_CHUNK if card.modality == "text" else IMAGE_CHUNK
-        for prepared, start in self._windows(count, window, chunk, fetch, clock):
+        for prepared, start in self._windows(count, fetch, clock):
             gathered.failures.update({start + position: broken for position, broken in prepared.failures.items()})
             gathered.sums["truncated"] += prepared.truncated
             gathered.sums.update(prepared.counts)
             self._forward_all(prepared, start, clock, gathered)
         return gathered.result()
 
-    def _windows(
-        self, count: int, window: int, chunk: int, fetch: Fetch, clock: Clock
-    ) -> Iterator[tuple[Prepared, int]]:
+    def _windows(self, count: int, fetch: Fetch, clock: Clock) -> Iterator[tuple[Prepared, int]]:
         """Yield prepared windows in order; the next one is being prepared while a window is used."""
+        is_text = self.encoder.card.modality == "text"
+        chunk = TEXT_CHUNK if is_text else IMAGE_CHUNK
+        size = max(1, count) if is_text else FIRST_WINDOW
 
         def prepare(start: int, stop: int) -> Prepared:
             with clock.stage("read"):
@@ -139,22 +152,23 @@ class Embedder:
             with clock.stage("prepare"):
                 return self.encoder.prepare(items)
 
-        def launch(start: int) -> list[tuple[int, Future[Prepared]]]:
-            stop = min(count, start + window)
+        def launch(start: int, stop: int) -> Pending:
             edges = range(start, stop, chunk)
-            return [(edge, self._preparing.submit(prepare, edge, min(stop, edge + chunk))) for edge in edges]
+            return start, [(edge, self._preparing.submit(prepare, edge, min(stop, edge + chunk))) for edge in edges]
 
-        ahead: deque[tuple[int, list[tuple[int, Future[Prepared]]]]] = deque()
-        starts = iter(range(0, count, window))
-        for start in starts:
-            ahead.append((start, launch(start)))
-            if len(ahead) == 2:
-                yield self._joined(ahead.popleft(), clock)
+        launched = min(count, 2 * size)
+        ahead = deque(launch(start, min(launched, start + size)) for start in range(0, launched, size))
         while ahead:
-            yield self._joined(ahead.popleft(), clock)
+            window, start = self._joined(ahead.popleft(), clock)
+            yield window, start
+            size = size if is_text else _window_size(window, size)
+            del window  # Two are held, not three.
+            if launched < count:
+                ahead.append(launch(launched, min(count, launched + size)))
+                launched = min(count, launched + size)
 
     @staticmethod
-    def _joined(pending: tuple[int, list[tuple[int, Future[Prepared]]]], clock: Clock) -> tuple[Prepared, int]:
+    def _joined(pending: Pending, clock: Clock) -> tuple[Prepared, int]:
         start, parts = pending
         items: list[Any] = []
         positions = []
@@ -174,10 +188,12 @@ class Embedder:
 
     def _forward_all(self, prepared: Prepared, start: int, clock: Clock, gathered: _Gathered) -> None:
         costs = self.encoder.cost(prepared)
-        batches = plan_batches(costs, self.runtime.batch_budget(self.encoder.card.modality), MAX_BATCH_ITEMS)
+        modality = self.encoder.card.modality
+        step = TOKENS_STEP if modality == "text" else 1
+        batches = plan_batches(costs, self.runtime.batch_budget(modality), MAX_BATCH_ITEMS, step)
         for batch in batches:
             gathered.sums["cost"] += int(costs[batch].sum())
-            gathered.sums["padded_cost"] += int(costs[batch].max()) * len(batch)
+            gathered.sums["padded_cost"] += round_up(int(costs[batch].max()), step) * len(batch)
         gathered.sums["batches"] += len(batches)
 
         def run(batch: np.ndarray) -> None:
