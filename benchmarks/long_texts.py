@@ -177,12 +177,12 @@ def look(home: Path, documents: dict[str, str]) -> tuple[dict[str, int], list[st
     offsets = open_encoder(EncoderSpec("minilm")).windows.tokenizer.offsets
     uncovered = []
     for name, text in documents.items():
-        covered, place = np.zeros(len(text), dtype=bool), 0
+        covered, place, stop = np.zeros(len(text), dtype=bool), 0, 0
         for chunk in found[name]:
-            # Chunks overlap by an eighth at most, so the next one begins in the second half of this one or later.
-            place = text.index(chunk, place)
-            covered[place : place + len(chunk)] = True
-            place += len(chunk) // 2
+            # Each begins and ends after the one before; in a text that repeats itself the words alone do not say where.
+            start = text.index(chunk, max(place, stop + 1 - len(chunk)))
+            place, stop = start + 1, start + len(chunk)
+            covered[start:stop] = True
         if not all(covered[start:stop].all() for start, stop in offsets(text)):
             uncovered.append(name)
     return {name: len(chunks) for name, chunks in found.items()}, uncovered
