@@ -20,6 +20,7 @@ from embedx.core.specs import NO_ACCESS, Access
 from embedx.corpora.cells import CellReader
 from embedx.corpora.decode import MAX_FILE_BYTES, decode_image
 from embedx.corpora.locators import Locator, is_remote, parse_locator, scheme_of
+from embedx.corpora.plugins import PluginTable, open_plugin
 from embedx.corpora.prefetch import Prefetcher, Unit, plan_units
 from embedx.corpora.storage import ReadError, shared_storage, stat_token
 from embedx.corpora.values import printable
@@ -89,6 +90,7 @@ class ImageReader:
         self._locators = [parse_locator(locator) for locator in locators]
         self._tars: _Kept[_Tar] = _Kept()
         self._cells: _Kept[CellReader] = _Kept()
+        self._plugins: _Kept[PluginTable] = _Kept()
         self._prefetcher = Prefetcher(plan_units(self._locators), self._read_unit)
 
     def __enter__(self) -> Self:
@@ -123,6 +125,8 @@ class ImageReader:
         locator = self._locators[position]
         if locator.kind in ("parquet", "arrow"):
             return self._cell(position, locator)
+        if locator.kind == "plugin":
+            return self._plugins.get(locator.place, lambda: open_plugin(locator.place, self._access)).read(locator.key)
         if is_remote(locator.place):
             unit, data = self._prefetcher.take(position)
             return data if locator.kind == "file" else data[locator.offset - unit.start :][: locator.length]

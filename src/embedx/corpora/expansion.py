@@ -15,6 +15,7 @@ from embedx.core.errors import CorpusError, UsageError
 from embedx.corpora.decode import IMAGE_SUFFIXES
 from embedx.corpora.folders import iterate_images
 from embedx.corpora.locators import is_remote, scheme_of, url_problem
+from embedx.corpora.plugins import is_plugin_place, plugin_modules
 from embedx.corpora.storage import FileInfo, Storage
 from embedx.corpora.tables import table_format
 from embedx.corpora.values import printable, unicode_problem
@@ -57,6 +58,8 @@ def expand_sources(texts: Sequence[str], storage: Storage) -> Iterator[Place]:
             if is_remote(one):
                 label = _label(alias, one, len(paths) > 1)
                 yield from _remote_places(label, one, alias is None, storage)
+            elif is_plugin_place(one):
+                yield Place(_label(alias, one.partition(":")[2], len(paths) > 1), one)
             else:
                 _check_path(one)
                 local = os.path.expanduser(one)
@@ -138,7 +141,9 @@ def _check_path(path: str) -> None:
     if wrong := unicode_problem("its name", os.path.abspath(path)):
         raise CorpusError(f"source {printable(path)} cannot be recorded: {wrong}", "Rename it, or a folder above")
     if not os.path.exists(os.path.expanduser(path)):  # not Path.exists, which raises on names that are too long
-        raise CorpusError(f"source {path} does not exist", "Check the path")
+        added = [f"{name}:" for name in plugin_modules()]
+        hint = f"; packages add {', '.join(added)}" if added else ""
+        raise CorpusError(f"source {path} does not exist", f"Check the path{hint}")
 
 
 # -- folders -------------------------------------------------------------------------------------------------------

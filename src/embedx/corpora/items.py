@@ -13,6 +13,7 @@ from typing import Any
 import xxhash
 
 from embedx.core.errors import CorpusError
+from embedx.core.sources import Stored
 from embedx.core.specs import CorpusSpec
 from embedx.corpora import tars
 from embedx.corpora.columnar import ColumnarFile
@@ -20,6 +21,7 @@ from embedx.corpora.columns import id_column, image_column, text_column
 from embedx.corpora.decode import IMAGE_SUFFIXES, MAX_FILE_BYTES
 from embedx.corpora.folders import iterate_images, suffix_reason
 from embedx.corpora.locators import Locator, is_remote, scheme_of, url_problem
+from embedx.corpora.plugins import PluginTable
 from embedx.corpora.sources import Source
 from embedx.corpora.sql import SqlTable
 from embedx.corpora.storage import ReadError, file_identity, shared_storage
@@ -140,7 +142,7 @@ class _TableItems:
     """The items of a table: texts, or images that its rows hold or name."""
 
     source: Source
-    table: Table | SqlTable
+    table: Table | SqlTable | PluginTable
     spec: CorpusSpec
     kind: str
     columns: ListingColumns
@@ -178,6 +180,8 @@ class _TableItems:
         kind = self.source.columns.get(name)
         if kind not in ("image", "binary"):
             return name, _place_reader(self.source, name)
+        if isinstance(self.table, PluginTable):
+            return name, _stored_reader(self.table.path, name)
         if isinstance(self.table, SqlTable):
             raise CorpusError(
                 f"column {name!r} of --sql holds bytes, which workers could not read again",
@@ -209,10 +213,24 @@ def _text_reader(name: str) -> Callable[[Row, int], Row]:
     return read
 
 
+def _stored_reader(place: str, name: str) -> Callable[[Row, int], Row]:
+    """Return what makes content of what a plug-in gives for an image."""
+
+    def read(row: Row, number: int) -> Row:
+        value = row.get(name)
+        if not isinstance(value, Stored):
+            problem = f"column {name!r} holds no Stored image but {value!r}"[:200]
+            return {"locator": "", "identity": broken_identity(repr(value)), "problem": problem}
+        locator = str(Locator("plugin", place, key=value.key))
+        return {"locator": locator, "identity": f"{value.key}:{value.version}", "c_path": locator}
+
+    return read
+
+
 def _place_reader(source: Source, name: str) -> Callable[[Row, int], Row]:
     """Return what makes content of a path, relative to the table, or of a URL."""
     remote_home = posixpath.dirname(source.path) if is_remote(source.path) else ""
-    home = "" if source.kind == "sql" or remote_home else os.path.dirname(source.path)
+    home = "" if source.kind in ("sql", "plugin") or remote_home else os.path.dirname(source.path)
 
     def read(row: Row, number: int) -> Row:
         value = row.get(name)
@@ -241,7 +259,7 @@ def _numbers(source: Source) -> Callable[[Piece, int], str]:
     return lambda piece, position: f"{source.label}#{piece.start + position}"
 
 
-def _ids(table: Table | SqlTable, name: str) -> Callable[[Piece, int], str]:
+def _ids(table: Table | SqlTable | PluginTable, name: str) -> Callable[[Piece, int], str]:
     def read(piece: Piece, position: int) -> str:
         value = piece.rows[position].get(name)
         if isinstance(value, int) and not isinstance(value, bool):

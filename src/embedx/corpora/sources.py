@@ -14,6 +14,7 @@ from embedx.core.specs import NO_ACCESS, Access, CorpusSpec
 from embedx.corpora import tars
 from embedx.corpora.expansion import Place, expand_sources
 from embedx.corpora.locators import is_remote
+from embedx.corpora.plugins import PluginTable, is_plugin_place, open_plugin
 from embedx.corpora.sql import SqlTable
 from embedx.corpora.storage import FileInfo, shared_storage
 from embedx.corpora.tables import COLUMNAR, Table, table_format
@@ -28,8 +29,8 @@ class Source:
 
     Attributes:
         label: its name: the alias given, else the last part of its path.
-        path: where it is: a path, a URL, or `--sql`.
-        kind: folder (of images), tar, table or sql.
+        path: where it is: a path, a URL, `--sql`, or NAME:PLACE of a plug-in.
+        kind: folder (of images), tar, table, sql or plugin.
         table: how its rows are read; None for a folder and a tar.
         columns: of the table, column -> type.
         access: how a remote one is reached.
@@ -40,7 +41,7 @@ class Source:
     label: str
     path: str
     kind: str
-    table: Table | SqlTable | None = None
+    table: Table | SqlTable | PluginTable | None = None
     columns: dict[str, str] = field(default_factory=dict)
     access: Access = NO_ACCESS
     files: tuple[FileInfo, ...] | None = None
@@ -49,7 +50,7 @@ class Source:
     @property
     def is_typed(self) -> bool:
         """Whether its columns have types; those of other tables hold strings."""
-        return self.table is not None and self.table.format in (*COLUMNAR, "sql")
+        return self.kind in ("sql", "plugin") or (self.table is not None and self.table.format in COLUMNAR)
 
     @property
     def is_image_archive(self) -> bool:
@@ -96,6 +97,9 @@ def open_source(place: Place, access: Access) -> Source:
         CorpusError: it is of no known type, or cannot be read.
     """
     path, label = place.path, place.label
+    if is_plugin_place(path):
+        plugin = open_plugin(path, access)
+        return Source(label, plugin.path, "plugin", plugin, plugin.columns(), access)
     if place.files is not None or os.path.isdir(path):
         return Source(label, path, "folder", access=access, files=place.files, ignored=place.ignored)
     if not is_remote(path) and not os.path.isfile(path):

@@ -135,7 +135,7 @@ class Table:
             if self.format in COLUMNAR:
                 yield from self._iterate_columnar(columns)
             else:
-                yield from _cut_pieces(readers[self.format]())
+                yield from cut_pieces(readers[self.format]())
 
     def _lines(self, newline: str) -> Iterator[tuple[int, str]]:
         """Yield (number, line with its end), with bytes that are not UTF-8 as lone surrogates if tolerant."""
@@ -242,7 +242,8 @@ def table_format(path: Path | str) -> str | None:
     return FORMATS.get(suffixes[-1]) if suffixes else None
 
 
-def _cut_pieces(numbered: Iterator[_NumberedRow]) -> Iterator[Piece]:
+def cut_pieces(numbered: Iterator[_NumberedRow]) -> Iterator[Piece]:
+    """Yield rows, which come with their line and their characters, in pieces of bounded size."""
     start, size = 0, 0
     rows: list[dict[str, Any]] = []
     lines: list[int] = []
