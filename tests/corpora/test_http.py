@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from embedx.corpora.addresses import is_public
+from embedx.corpora.errors import ReadError
 from embedx.corpora.http import FAILED_IN_ROW, Fetcher, Limits
-from embedx.corpora.storage import ReadError
 from tests import servers
 
 BODY = bytes(range(256)) * 200

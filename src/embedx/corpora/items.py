@@ -13,16 +13,18 @@ from typing import Any
 import xxhash
 
 from embedx.core.errors import CorpusError
+from embedx.core.redaction import redact
 from embedx.core.specs import CorpusSpec
 from embedx.corpora import tars
 from embedx.corpora.columnar import ColumnarFile
 from embedx.corpora.columns import id_column, image_column, text_column
 from embedx.corpora.decode import IMAGE_SUFFIXES, MAX_FILE_BYTES
+from embedx.corpora.errors import ReadError
 from embedx.corpora.folders import iterate_images, suffix_reason
-from embedx.corpora.locators import Locator, is_remote, scheme_of, url_problem
+from embedx.corpora.locators import Locator, is_remote, scheme_of, url_path, url_problem
 from embedx.corpora.sources import Source
 from embedx.corpora.sql import SqlTable
-from embedx.corpora.storage import ReadError, file_identity, shared_storage
+from embedx.corpora.storage import file_identity, shared_storage
 from embedx.corpora.tables import Piece, Table
 from embedx.corpora.values import text_of, text_problem
 from embedx.store.listing import INLINE, ListingColumns
@@ -72,7 +74,8 @@ def _iterate_folder(source: Source, ignored: Counter[str]) -> Iterator[Row]:
 
 
 def _iterate_prefix(source: Source, ignored: Counter[str]) -> Iterator[Row]:
-    for file in source.files or ():
+    assert source.files is not None
+    for file in source.files:
         relative = file.place.removeprefix(source.path).lstrip("/")
         suffix = posixpath.splitext(relative)[1].lower()
         if any(part.startswith(".") for part in relative.split("/")):
@@ -96,7 +99,7 @@ def _named(source: Source, item_id: str, locator: str, identity: str) -> Row:
         "source": source.label,
         "locator": locator,
         "identity": identity,
-        "c_path": locator,
+        "c_path": redact(locator),
     }
 
 
@@ -108,7 +111,7 @@ def _iterate_tar(source: Source, columns: ListingColumns, ignored: Counter[str])
     storage = shared_storage(source.access)
     place = source.path if is_remote(source.path) else os.path.abspath(source.path)
     token = _token(source, place)
-    with storage.open(place, tars.READAHEAD_BYTES) as file:
+    with storage.open(place) as file:
         for sample in tars.iterate_samples(file, place, ignored):
             locator = str(Locator("tar", place, offset=sample.offset, length=sample.length))
             # The token says whether the tar is still the one that was listed; the worker asks before it reads.
@@ -160,7 +163,9 @@ class _TableItems:
             if not (is_image and column.name == "path")
         ]
         needed = [name for name in (id_name, read_name, *(column.name for column, _ in carried)) if name is not None]
-        id_of = _numbers(source) if id_name is None else _ids(table, id_name)
+        id_of = (
+            _numbers(source) if id_name is None else _ids(table, id_name, is_url=id_name == content_name and is_image)
+        )
         for piece in table.iterate_pieces(needed):
             for position, row in enumerate(piece.rows):
                 content = content_of(row, piece.start + position)
@@ -190,11 +195,11 @@ class _TableItems:
 
     def _cell_reader(self, file: ColumnarFile, name: str) -> Callable[[Row, int], Row]:
         place = file.place if is_remote(file.place) else os.path.abspath(file.place)
-        token = _token(self.source, place)
+        token = file.token
 
         def read(row: Row, number: int) -> Row:
             locator = str(Locator(file.kind, place, row=number, column=name))
-            return {"locator": locator, "identity": f"{number}:{token}", "c_path": locator}
+            return {"locator": locator, "identity": f"{number}:{token}", "c_path": redact(locator)}
 
         return read
 
@@ -211,7 +216,7 @@ def _text_reader(name: str) -> Callable[[Row, int], Row]:
 
 def _place_reader(source: Source, name: str) -> Callable[[Row, int], Row]:
     """Return what makes content of a path, relative to the table, or of a URL."""
-    remote_home = posixpath.dirname(source.path) if is_remote(source.path) else ""
+    remote_home = posixpath.dirname(url_path(source.path)) if is_remote(source.path) else ""
     home = "" if source.kind == "sql" or remote_home else os.path.dirname(source.path)
 
     def read(row: Row, number: int) -> Row:
@@ -224,13 +229,14 @@ def _place_reader(source: Source, name: str) -> Callable[[Row, int], Row]:
             wrong = url_problem(value)
             # What no network was asked for is known by its name alone; see the documents on URL lists.
             shown = value.partition("://")[0] + "://..." if wrong else value
-            found = {"locator": shown, "identity": f"url:{xxhash.xxh3_128_hexdigest(value.encode('utf-8', 'replace'))}"}
-            return {**found, "c_path": shown, "problem": wrong}
+            # A URL that is signed anew is the same one; its signature stands in the plan alone, where it is fetched from.
+            known = xxhash.xxh3_128_hexdigest(redact(value).encode("utf-8", "replace"))
+            return {"locator": shown, "identity": f"url:{known}", "c_path": redact(shown), "problem": wrong}
         if remote_home:
             url = f"{remote_home}/{value}"
             outside = value.startswith("/") or ".." in value.split("/")
             leads_out = f"column {name!r} names {value!r}, outside of {remote_home}"[:300] if outside else None
-            return {"locator": url, "identity": f"url:{url}", "c_path": url, "problem": leads_out}
+            return {"locator": url, "identity": f"url:{redact(url)}", "c_path": redact(url), "problem": leads_out}
         path = os.path.abspath(os.path.join(home, value))
         return {"locator": path, "identity": file_identity(path), "c_path": path}
 
@@ -241,13 +247,13 @@ def _numbers(source: Source) -> Callable[[Piece, int], str]:
     return lambda piece, position: f"{source.label}#{piece.start + position}"
 
 
-def _ids(table: Table | SqlTable, name: str) -> Callable[[Piece, int], str]:
+def _ids(table: Table | SqlTable, name: str, is_url: bool) -> Callable[[Piece, int], str]:
     def read(piece: Piece, position: int) -> str:
         value = piece.rows[position].get(name)
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)
         if isinstance(value, str) and value:
-            return value
+            return redact(value) if is_url else value
         raise CorpusError(
             f"{table.path}:{piece.lines[position]} has no id in column {name!r} but {value!r}",
             "Ids are non-empty strings or whole numbers; mend the row, or name another --id-column",

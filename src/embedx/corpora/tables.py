@@ -20,6 +20,8 @@ from embedx.core.errors import CorpusError
 from embedx.core.specs import NO_ACCESS, SHARD_MAX_BYTES, Access
 from embedx.corpora.columnar import PIECE_BYTES, PIECE_ROWS, ColumnarFile
 from embedx.corpora.compression import UNPACKERS, open_unpacked
+from embedx.corpora.errors import ReadError
+from embedx.corpora.locators import url_path
 from embedx.corpora.storage import shared_storage
 from embedx.corpora.values import printable, unicode_problem
 
@@ -141,7 +143,7 @@ class Table:
         """Yield (number, line with its end), with bytes that are not UTF-8 as lone surrogates if tolerant."""
         with (
             shared_storage(self.access).open(str(self.path)) as packed,
-            open_unpacked(packed, str(self.path)) as raw,
+            open_unpacked(packed, url_path(str(self.path))) as raw,
             io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline=newline) as file,
         ):
             for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_CHARACTERS), ""), 1):
@@ -274,7 +276,16 @@ def _naming(path: Path | str) -> Iterator[None]:
         yield
     except CorpusError:
         raise
-    except (OSError, EOFError, ValueError, OverflowError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        OverflowError,
+        zlib.error,
+        lzma.LZMAError,
+        pa.ArrowException,
+        ReadError,
+    ) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
         raise CorpusError(
             f"{path} cannot be read ({reason})", "Check the file, or remove it from the sources"

@@ -23,9 +23,6 @@ MAX_HEADER_BYTES = 2**20
 MAX_COMPANION_BYTES = 2**20
 """A caption, a class or the metadata of one image."""
 
-READAHEAD_BYTES = 2**18
-"""Fetched around a header of a remote tar: small images come with it and save a request, large ones are skipped."""
-
 COMPANIONS = ("txt", "json", "cls")
 
 HEAD_SAMPLES = 100

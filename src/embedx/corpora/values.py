@@ -21,7 +21,7 @@ _INVISIBLE = ("Cc", "Cf", "Zl", "Zp", "Zs")
 
 
 class Oversized(int):
-    """Stands for a value of so many bytes, which was not read."""
+    """Stands for a value of so many bytes, or one behind so many, which was not read."""
 
 
 def text_of(value: Any) -> str | None:
@@ -42,7 +42,10 @@ def text_problem(name: str, value: Any) -> str | None:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return f"column {name!r} is null"
     if isinstance(value, Oversized):
-        return f"column {name!r} holds {value:,} bytes; more than {MAX_CELL_BYTES:,} are refused unread"
+        return (
+            f"column {name!r} holds {value:,} bytes (or its page of the Parquet file does); "
+            f"more than {MAX_CELL_BYTES:,} are refused"
+        )
     if not isinstance(value, str):
         return f"column {name!r} holds {type(value).__name__}, not text"
     if len(value) > MAX_TEXT_CHARACTERS:

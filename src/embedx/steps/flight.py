@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from embedx.core.contracts import EncoderCard
 from embedx.core.errors import EmbedxError
@@ -65,7 +65,7 @@ def make_job(run: Run, cluster: Cluster) -> ShardJob:
         runtime=run.resources.runtime,
         device=run.resources.device,
         threads=cluster.threads_per_worker,
-        access=run.spec.corpus.access,
+        access=replace(run.spec.corpus.access, hosts=str(run.publication.plan.layout.hosts.resolve())),
         max_requests=run.resources.max_requests,
         jpeg_side=known.jpeg_side if known else 0,
         long=known.long if known else run.spec.long or TRUNCATED,
