@@ -16,7 +16,7 @@ from typing import Any, Generic, Self, TypeVar
 import xxhash
 
 from embedx.core.contracts import Broken
-from embedx.core.redaction import redact
+from embedx.core.redaction import is_redacted, redact
 from embedx.core.specs import NO_ACCESS, Access
 from embedx.corpora.cells import CellReader
 from embedx.corpora.decode import MAX_FILE_BYTES, decode_image
@@ -124,6 +124,10 @@ class ImageReader:
 
     def _bytes(self, position: int) -> bytes:
         locator = self._locators[position]
+        if is_remote(locator.place) and is_redacted(locator.place):
+            raise ReadError(
+                f"{locator} is kept without its signature, so that it cannot be fetched again", "Redacted", False
+            )
         if locator.kind in ("parquet", "arrow"):
             return self._cell(position, locator)
         if is_remote(locator.place):

@@ -163,9 +163,8 @@ class _TableItems:
             if not (is_image and column.name == "path")
         ]
         needed = [name for name in (id_name, read_name, *(column.name for column, _ in carried)) if name is not None]
-        id_of = (
-            _numbers(source) if id_name is None else _ids(table, id_name, is_url=id_name == content_name and is_image)
-        )
+        is_place = is_image and id_name == content_name
+        id_of = _numbers(source) if id_name is None else _ids(table, id_name, is_place)
         for piece in table.iterate_pieces(needed):
             for position, row in enumerate(piece.rows):
                 content = content_of(row, piece.start + position)
@@ -229,7 +228,7 @@ def _place_reader(source: Source, name: str) -> Callable[[Row, int], Row]:
             wrong = url_problem(value)
             # What no network was asked for is known by its name alone; see the documents on URL lists.
             shown = value.partition("://")[0] + "://..." if wrong else value
-            # A URL that is signed anew is the same one; its signature stands in the plan alone, where it is fetched from.
+            # A URL that is signed anew is the same one; its signature stands in the plan alone.
             known = xxhash.xxh3_128_hexdigest(redact(value).encode("utf-8", "replace"))
             return {"locator": shown, "identity": f"url:{known}", "c_path": redact(shown), "problem": wrong}
         if remote_home:
@@ -247,13 +246,13 @@ def _numbers(source: Source) -> Callable[[Piece, int], str]:
     return lambda piece, position: f"{source.label}#{piece.start + position}"
 
 
-def _ids(table: Table | SqlTable, name: str, is_url: bool) -> Callable[[Piece, int], str]:
+def _ids(table: Table | SqlTable, name: str, is_place: bool) -> Callable[[Piece, int], str]:
     def read(piece: Piece, position: int) -> str:
         value = piece.rows[position].get(name)
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)
         if isinstance(value, str) and value:
-            return redact(value) if is_url else value
+            return redact(value) if is_place else value
         raise CorpusError(
             f"{table.path}:{piece.lines[position]} has no id in column {name!r} but {value!r}",
             "Ids are non-empty strings or whole numbers; mend the row, or name another --id-column",

@@ -270,22 +270,17 @@ def _describe(value: Any) -> str:
     return "null" if value is None else kinds.get(type(value), type(value).__name__)
 
 
+_BROKEN = (OSError, EOFError, ValueError, OverflowError, zlib.error, lzma.LZMAError, pa.ArrowException, ReadError)
+"""What reading a table may raise."""
+
+
 @contextmanager
 def _naming(path: Path | str) -> Iterator[None]:
     try:
         yield
     except CorpusError:
         raise
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        OverflowError,
-        zlib.error,
-        lzma.LZMAError,
-        pa.ArrowException,
-        ReadError,
-    ) as error:
+    except _BROKEN as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
         raise CorpusError(
             f"{path} cannot be read ({reason})", "Check the file, or remove it from the sources"
