@@ -96,13 +96,15 @@ class Web:
         self.asked: Counter[str] = Counter()
         self.times: dict[str, list[float]] = defaultdict(list)
         self.url = ""
+        self.handler: type[Handler] = Handler
 
 
 @contextmanager
 def web_server() -> Iterator[Web]:
     web = Web()
     shared = {"files": web.files, "behaviours": web.behaviours, "asked": web.asked, "times": web.times, "at_a_time": []}
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Handler,), shared))
+    web.handler = type("Handler", (Handler,), shared)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), web.handler)
     server.daemon_threads = True
     web.url = f"http://127.0.0.1:{server.server_address[1]}"
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -110,12 +110,17 @@ def _iterate_tar(source: Source, columns: ListingColumns, ignored: Counter[str])
     wanted = {column.name for column in columns.listed}
     storage = shared_storage(source.access)
     place = source.path if is_remote(source.path) else os.path.abspath(source.path)
-    token = _token(source, place)
-    with storage.open(place) as file:
+    try:
+        info = storage.info(place)
+    except ReadError as error:
+        raise CorpusError(
+            f"{place} cannot be read ({error})", "Check the file, or remove it from the sources"
+        ) from None
+    with storage.open(place, info) as file:
         for sample in tars.iterate_samples(file, place, ignored):
             locator = str(Locator("tar", place, offset=sample.offset, length=sample.length))
             # The token says whether the tar is still the one that was listed; the worker asks before it reads.
-            row = _named(source, sample.name, locator, f"{sample.offset}:{sample.length}:{token}")
+            row = _named(source, sample.name, locator, f"{sample.offset}:{sample.length}:{info.token}")
             values = tars.companion_values(file, sample, wanted | {"cls"}) if sample.companions else {}
             row |= {f"c_{name}": text_of(values[name]) for name in wanted - {"path"} if name in values}
             if "label" in wanted:
@@ -123,16 +128,6 @@ def _iterate_tar(source: Source, columns: ListingColumns, ignored: Counter[str])
             if sample.problem:
                 row |= {"problem": sample.problem, "locator": ""}
             yield row
-
-
-def _token(source: Source, place: str) -> str:
-    """Return what tells whether a file is still the one that was listed."""
-    try:
-        return shared_storage(source.access).info(place).token
-    except ReadError as error:
-        raise CorpusError(
-            f"{place} cannot be read ({error})", "Check the file, or remove it from the sources"
-        ) from None
 
 
 # -- tables --------------------------------------------------------------------------------------------------------

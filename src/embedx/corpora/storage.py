@@ -70,8 +70,12 @@ class Storage:
     def __init__(self, access: Access) -> None:
         self.access = access
 
-    def open(self, place: str) -> BinaryIO:
+    def open(self, place: str, known: FileInfo | None = None) -> BinaryIO:
         """Open a file for reading from its beginning; seekable. A remote one is the same object to its end.
+
+        Args:
+            place: its path or URL.
+            known: what `info` said of it.
 
         Raises:
             CorpusError: it cannot be opened; reading raises it, too.
@@ -79,7 +83,7 @@ class Storage:
         if not is_remote(place):
             return open(place, "rb")
         with self._naming(place):
-            file = self.info(place)
+            file = known or self.info(place)
 
         def read(offset: int, length: int) -> bytes:
             with self._naming(place):
