@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
@@ -48,7 +49,7 @@ class ColumnarFile:
     """
 
     def __init__(self, place: str, kind: str, access: Access) -> None:
-        self.place = place
+        self.place = place = place if is_remote(place) else os.path.abspath(place)
         self.kind = kind
         self._storage = shared_storage(access)
         self._info = self._storage.info(place)
@@ -105,28 +106,28 @@ class ColumnarFile:
                 kinds[f"{field.name}.path"] = "string"
         return kinds
 
-    def iterate_rows(self, columns: Sequence[str] | None, tolerant: bool) -> Iterator[list[dict[str, Any]]]:
-        """Yield all rows in pieces, with some columns only; `image.path` comes as a column of this name."""
+    def iterate_pieces(
+        self, columns: Sequence[str] | None, tolerant: bool
+    ) -> Iterator[pa.RecordBatch | list[dict[str, Any]]]:
+        """Yield all rows in pieces, with some columns only; `image.path` comes as a column of this name.
+
+        A piece is a batch, or a list of rows where a column has a page that is not read.
+        """
         names = [name for name in self.columns() if columns is None or name in columns]
         if columns is None:
             names = [name for name in names if name in self.schema.names]
         for group in range(len(self.group_rows)):
             huge = {name: page for name in names if (page := self.find_huge_page(group, name))}
             readers = {name: self._iterate_values(group, name, page, tolerant) for name, page in huge.items()}
-            for rows in self._iterate_group(group, [name for name in names if name not in huge], tolerant):
+            for batch in self.iterate_batches(group, [name for name in names if name not in huge]):
+                if not huge:
+                    yield batch
+                    continue
+                rows = batch_rows(batch, tolerant)
                 for name, reader in readers.items():
                     for row in rows:
                         row[name] = next(reader)
                 yield rows
-
-    def _iterate_group(self, group: int, names: list[str], tolerant: bool) -> Iterator[list[dict[str, Any]]]:
-        if names:
-            for batch in self.iterate_batches(group, names):
-                yield batch_rows(batch, tolerant)
-            return
-        count = self.group_rows[group]
-        for start in range(0, count, PIECE_ROWS):
-            yield [{} for _ in range(min(PIECE_ROWS, count - start))]
 
     def _iterate_values(self, group: int, name: str, huge: HugePage, tolerant: bool) -> Iterator[Any]:
         """Yield the values of a column up to a page that is not read, and what stands for the others."""
@@ -138,6 +139,11 @@ class ColumnarFile:
 
     def iterate_batches(self, group: int, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Yield some columns of a row group (of Arrow: of a batch) in pieces; `image.path` under this name."""
+        if not names:
+            nothing = pa.RecordBatch.from_struct_array(pa.array([{}] * PIECE_ROWS, pa.struct([])))
+            count = self.group_rows[group]
+            yield from (nothing.slice(0, min(PIECE_ROWS, count - start)) for start in range(0, count, PIECE_ROWS))
+            return
         if self.kind == "parquet":
             rows = _batch_rows(self.parquet.metadata)
             batches = self.parquet.iter_batches(rows, row_groups=[group], columns=list(names))
@@ -198,6 +204,8 @@ def column_type(kind: pa.DataType) -> str:
 
 def batch_rows(batch: pa.RecordBatch, tolerant: bool) -> list[dict[str, Any]]:
     """Return a batch as dicts; of values that are not UTF-8 the bytes as lone surrogates, if tolerant."""
+    if not batch.num_columns:
+        return [{} for _ in range(batch.num_rows)]
     columns = [_values(column, tolerant) for column in batch.columns]
     return [dict(zip(batch.schema.names, row)) for row in zip(*columns)]
 

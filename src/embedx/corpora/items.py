@@ -6,18 +6,20 @@ import os
 import posixpath
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import xxhash
 
 from embedx.core.errors import CorpusError
 from embedx.core.redaction import redact
 from embedx.core.specs import CorpusSpec
 from embedx.corpora import tars
-from embedx.corpora.columnar import ColumnarFile
 from embedx.corpora.columns import id_column, image_column, text_column
+from embedx.corpora.columnwise import ColumnItems, ContentOf, cells_of, texts_of
 from embedx.corpora.decode import IMAGE_SUFFIXES, MAX_FILE_BYTES
 from embedx.corpora.errors import ReadError
 from embedx.corpora.folders import iterate_images, suffix_reason
@@ -26,22 +28,17 @@ from embedx.corpora.sources import Source
 from embedx.corpora.sql import SqlTable
 from embedx.corpora.storage import file_identity, shared_storage
 from embedx.corpora.tables import Piece, Table
-from embedx.corpora.values import text_of, text_problem
+from embedx.corpora.values import broken_identity, text_of, text_problem
 from embedx.store.listing import INLINE, ListingColumns
 
 Row = dict[str, Any]
 """Columns of the listing -> value; carried ones begin with `c_`."""
 
 
-def broken_identity(content: str) -> str:
-    """Return an identity that no good item has: null is not the text "None"."""
-    return xxhash.xxh3_128_hexdigest(f"\0broken\0{content}".encode("utf-8", "surrogatepass"))
-
-
 def iterate_items(
     source: Source, spec: CorpusSpec, kind: str, columns: ListingColumns, ignored: Counter[str]
-) -> Iterator[Row]:
-    """Yield the items of a source in its order.
+) -> Iterator[Row | pa.RecordBatch]:
+    """Yield the items of a source in its order, one by one, or some as a batch of the listing without `row`.
 
     Args:
         source: to read.
@@ -54,6 +51,7 @@ def iterate_items(
         CorpusError: the source is broken.
     """
     ignored.update(source.ignored)
+    rows: Iterator[Row | pa.RecordBatch]
     if source.kind == "tar":
         rows = _iterate_tar(source, columns, ignored)
     elif source.table is None:
@@ -62,7 +60,14 @@ def iterate_items(
         rows = _TableItems(source, source.table, spec, kind, columns).iterate(ignored)
     if spec.id_prefix is None:
         return rows
-    return ({**row, "item_id": f"{source.label}/{row['item_id']}"} for row in rows)
+    return (_prefixed(row, f"{source.label}/") for row in rows)
+
+
+def _prefixed(row: Row | pa.RecordBatch, prefix: str) -> Row | pa.RecordBatch:
+    if isinstance(row, pa.RecordBatch):
+        ids = pc.binary_join_element_wise(prefix, row.column("item_id"), "")
+        return row.set_column(row.schema.get_field_index("item_id"), row.schema.field("item_id"), ids)
+    return {**row, "item_id": prefix + row["item_id"]}
 
 
 # -- folders -------------------------------------------------------------------------------------------------------
@@ -143,14 +148,14 @@ class _TableItems:
     kind: str
     columns: ListingColumns
 
-    def iterate(self, ignored: Counter[str]) -> Iterator[Row]:
+    def iterate(self, ignored: Counter[str]) -> Iterator[Row | pa.RecordBatch]:
         source, table = self.source, self.table
         id_name = id_column(source, self.spec.id_column)
         is_image = self.kind == "image"
         content_name = image_column(source, self.spec.image_column) if is_image else text_column(source, self.spec)
         if is_image and id_name is None and table.format == "txt":
             id_name = content_name  # the URL
-        read_name, content_of = self._content(content_name)
+        read_name, content_of, contents_of = self._content(content_name)
         carried = [
             (column, f"c_{column.name}")
             for column in self.columns.listed
@@ -160,23 +165,33 @@ class _TableItems:
         needed = [name for name in (id_name, read_name, *(column.name for column, _ in carried)) if name is not None]
         is_place = is_image and id_name == content_name
         id_of = _numbers(source) if id_name is None else _ids(table, id_name, is_place)
+        by_column = ColumnItems(
+            source.label,
+            id_name,
+            contents_of,
+            tuple(column for column, _ in carried),
+            pa.schema(list(self.columns.schema())[1:]),
+        )
         for piece in table.iterate_pieces(needed):
+            if piece.batch is not None and (listed := by_column.list_batch(piece.batch, piece.start)) is not None:
+                yield listed
+                continue
             for position, row in enumerate(piece.rows):
                 content = content_of(row, piece.start + position)
-                listed = {"item_id": id_of(piece, position), "source": source.label, **content}
+                item = {"item_id": id_of(piece, position), "source": source.label, **content}
                 for column, name in carried:
-                    listed[name] = text_of(row.get(column.name)) if column.type == "string" else row.get(column.name)
-                yield listed
+                    item[name] = text_of(row.get(column.name)) if column.type == "string" else row.get(column.name)
+                yield item
         if table.blank_lines:
             ignored["blank lines"] += table.blank_lines
 
-    def _content(self, name: str) -> tuple[str | None, Callable[[Row, int], Row]]:
-        """Return which column must be read for the content, and what makes content of a row and its number."""
+    def _content(self, name: str) -> tuple[str | None, Callable[[Row, int], Row], ContentOf]:
+        """Return which column must be read for the content, and what makes content: of a row, of a batch."""
         if self.kind == "text":
-            return name, _text_reader(name)
+            return name, _text_reader(name), texts_of(name)
         kind = self.source.columns.get(name)
         if kind not in ("image", "binary"):
-            return name, _place_reader(self.source, name)
+            return name, _place_reader(self.source, name), _row_by_row
         if isinstance(self.table, SqlTable):
             raise CorpusError(
                 f"column {name!r} of --sql holds bytes, which workers could not read again",
@@ -184,18 +199,23 @@ class _TableItems:
             )
         file = self.table.open_columnar()
         if kind == "image" and file.has_only_paths(name):
-            return f"{name}.path", _place_reader(self.source, f"{name}.path")
-        return None, self._cell_reader(file, name)
+            return f"{name}.path", _place_reader(self.source, f"{name}.path"), _row_by_row
+        locator = Locator(file.kind, file.place, row=0, column=name)
+        before, behind = str(locator).split(":0:", 1)
+        cells = cells_of(f"{before}:", f":{behind}", redact(f":{behind}"), file.token)
+        return None, _cell_reader(locator, file.token), cells
 
-    def _cell_reader(self, file: ColumnarFile, name: str) -> Callable[[Row, int], Row]:
-        place = file.place if is_remote(file.place) else os.path.abspath(file.place)
-        token = file.token
 
-        def read(row: Row, number: int) -> Row:
-            locator = str(Locator(file.kind, place, row=number, column=name))
-            return {"locator": locator, "identity": f"{number}:{token}", "c_path": redact(locator)}
+def _row_by_row(batch: pa.RecordBatch, start: int) -> None:
+    """Make no contents of a batch."""
 
-        return read
+
+def _cell_reader(first: Locator, token: str) -> Callable[[Row, int], Row]:
+    def read(row: Row, number: int) -> Row:
+        locator = str(replace(first, row=number))
+        return {"locator": locator, "identity": f"{number}:{token}", "c_path": redact(locator)}
+
+    return read
 
 
 def _text_reader(name: str) -> Callable[[Row, int], Row]:

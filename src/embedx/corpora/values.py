@@ -7,6 +7,8 @@ import math
 import unicodedata
 from typing import Any
 
+import xxhash
+
 from embedx.core.errors import CorpusError
 
 MAX_TEXT_CHARACTERS = 2**26
@@ -55,6 +57,11 @@ def text_problem(name: str, value: Any) -> str | None:
     if not value.isprintable() and all(unicodedata.category(character) in _INVISIBLE for character in value):
         return f"column {name!r} holds nothing but control and other invisible characters"
     return unicode_problem(f"column {name!r}", value)
+
+
+def broken_identity(content: str) -> str:
+    """Return an identity that no good item has: null is not the text "None"."""
+    return xxhash.xxh3_128_hexdigest(f"\0broken\0{content}".encode("utf-8", "surrogatepass"))
 
 
 def unicode_problem(what: str, text: str) -> str | None:
