@@ -84,7 +84,7 @@ class Corpus:
             left -= batch.num_rows
             self.ignored.update(listed.ignored)
             if listed.first:
-                self.first[listed.label] = listed.first
+                self.first.setdefault(listed.label, []).extend(listed.first)
             if batch.num_rows:
                 yield batch
             if left <= 0:

@@ -241,8 +241,10 @@ class Table:
             lines = range(start, start + len(piece))
             if isinstance(piece, list):
                 yield Piece(start, partial(list, piece), lines)
-            else:
+            elif self.tolerant:
                 yield Piece(start, partial(self._batch_rows, piece), lines, piece)
+            else:  # what is no UTF-8 is an error before anything of the piece is used
+                yield Piece(start, partial(list, self._batch_rows(piece)), lines)
             start = lines.stop
 
     def _batch_rows(self, batch: pa.RecordBatch) -> list[dict[str, Any]]:
