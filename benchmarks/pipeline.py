@@ -27,7 +27,7 @@ import numpy as np
 from harness import read_texts, write_results
 from images import CASES, MAKE_WEIGHTS
 
-from embedx.core.batches import plan_batches
+from embedx.core.batches import TOKENS_STEP, plan_batches
 from embedx.core.specs import EncoderSpec
 from embedx.corpora.content import ImageReader
 from embedx.encoders.registry import parse_ref
@@ -161,7 +161,9 @@ def encode_alone(case: Texts | Photos, prepared: list[Any]) -> None:
     encoder, runtime = case.session.embedder.encoder, case.session.embedder.runtime
     modality = encoder.card.modality
     costs = np.array([len(entry) for entry in prepared]) if modality == "text" else np.ones(len(prepared), dtype=int)
-    batches = plan_batches(costs, runtime.batch_budget(modality), MAX_BATCH_ITEMS)
+    batches = plan_batches(
+        costs, runtime.batch_budget(modality), MAX_BATCH_ITEMS, TOKENS_STEP if modality == "text" else 1
+    )
     with ThreadPoolExecutor(runtime.parallel_requests) as pool:
         list(pool.map(lambda batch: runtime.forward(encoder.collate([prepared[n] for n in batch])), batches))
 

@@ -111,7 +111,7 @@ def run_measured(arguments: list[str], env: dict[str, str] | None = None, exit_s
     """Run `embedx extract` with some arguments.
 
     Returns:
-        Its report, seconds, peak_mb (of the driver), tree_peak_mb (with its workers), cpu_s (of the driver).
+        Its report, seconds, peak_mb (of the driver), workers_peak_mb, tree_peak_mb (of all), cpu_s (of the driver).
     """
     command = [sys.executable, __file__, CHILD, "extract", *arguments, "--json"]
     here = Path(__file__).parent
@@ -130,17 +130,17 @@ def run_measured(arguments: list[str], env: dict[str, str] | None = None, exit_s
 
 def run_child(arguments: list[str]) -> None:
     """Run the command line in this process and say its peak of anonymous memory, and its workers'."""
-    own, tree = 0.0, 0.0
+    own, others, tree = 0.0, 0.0, 0.0
     me = psutil.Process()
 
     def watch() -> None:
-        nonlocal own, tree
+        nonlocal own, others, tree
         workers: list[psutil.Process] = []
         for tick in itertools.count():
             if tick % 25 == 0:
                 workers = me.children(recursive=True)
-            mine = anonymous_mb(me.pid)
-            own, tree = max(own, mine), max(tree, mine + sum(anonymous_mb(worker.pid) for worker in workers))
+            mine, theirs = anonymous_mb(me.pid), sum(anonymous_mb(worker.pid) for worker in workers)
+            own, others, tree = max(own, mine), max(others, theirs), max(tree, mine + theirs)
             time.sleep(0.04)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -151,7 +151,8 @@ def run_child(arguments: list[str]) -> None:
         command_line()
     finally:
         times = me.cpu_times()
-        measured = {"peak_mb": own, "tree_peak_mb": tree, "cpu_s": times.user + times.system}
+        peaks = {"peak_mb": own, "workers_peak_mb": others, "tree_peak_mb": tree}
+        measured = {**peaks, "cpu_s": times.user + times.system}
         print(f"{MEASURED}{json.dumps(measured)}", file=sys.stderr)
 
 

@@ -55,10 +55,12 @@ def measure_items(home: Path, items: int) -> list[str]:
             run_measured([str(corpus), "--encoder", "minilm", "--limit", "50", "--out", str(home / "first")])
         rows.append((count, run_measured(arguments, {"EMBEDX_SHARD_ITEMS": "500"})))
     (_, small), (_, large) = rows
-    lines = ["| items | seconds | peak MB, driver and workers |", "|---|---|---|"]
-    lines += [f"| {count:,} | {run['seconds']:.1f} | {run['tree_peak_mb']:.0f} |" for count, run in rows]
-    time, memory = large["seconds"] / small["seconds"], large["tree_peak_mb"] / small["tree_peak_mb"]
-    return [*lines, f"| ratio | {time:.2f} | {memory:.2f} |"]
+    peaks = ("tree_peak_mb", "peak_mb", "workers_peak_mb")
+    lines = ["| items | seconds | peak MB | of the driver | of the workers |", "|---|---|---|---|---|"]
+    for count, run in rows:
+        lines.append(f"| {count:,} | {run['seconds']:.1f} | " + " | ".join(f"{run[peak]:.0f}" for peak in peaks) + " |")
+    ratios = [large[name] / small[name] for name in ("seconds", *peaks)]
+    return [*lines, "| ratio | " + " | ".join(f"{ratio:.2f}" for ratio in ratios) + " |"]
 
 
 def measure_shards(home: Path, shards: int) -> list[str]:

@@ -1,6 +1,8 @@
 """MiniLM over docstrings of mixed length, file to published vectors, against what a user would otherwise run.
 
-    python benchmarks/text.py [--short] [--items 20000] [--rounds 5]
+    python benchmarks/text.py [--short] [--items 20000] [--rounds 5] [--texts FILE]
+
+FILE is a plain text file with a text a line; without it, docstrings.
 
 Contestants, each a whole process over the same JSONL file: sentence-transformers as its README shows it (vectors kept
 in memory), sentence-transformers on its OpenVINO backend in bf16 with its own batching, and embedx extract (a
@@ -59,14 +61,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--items", type=int, default=20_000)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--texts", type=Path, help="the lines of a file instead of docstrings")
     parser.add_argument("--short", action="store_true", help="2,000 items, 3 rounds: a few minutes")
     arguments = parser.parse_args()
     items, rounds = (2_000, 3) if arguments.short else (arguments.items, arguments.rounds)
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
-        docstrings.build(home, per_package=5_000)
-        texts = [text for name in ("train", "heldout") for text in read_texts(home / f"{name}.jsonl")]
-        # Spread over the packages, which stand one after the other.
+        if arguments.texts:
+            texts = list(dict.fromkeys(arguments.texts.read_text().splitlines()))
+        else:
+            docstrings.build(home, per_package=5_000)
+            texts = [text for name in ("train", "heldout") for text in read_texts(home / f"{name}.jsonl")]
+        # Spread over the packages or the file: both go from one kind to the next.
         texts = (
             [texts[int(position * len(texts) / items)] for position in range(items)] if len(texts) > items else texts
         )
@@ -84,9 +90,10 @@ def main() -> None:
             Contestant("embedx extract", command, before=lambda: shutil.rmtree(store, ignore_errors=True))
         )
         contestants[-1].run(counted=False)  # converts the model, which the second contestant uses too
-        race(contestants, rounds, warm_up=0 if arguments.short else 1)
+        race(contestants, rounds, warm_up=0)
         facts = {"items": len(texts), "rounds": rounds, "characters": sum(map(len, texts))}
-        write_results("text", "Texts: MiniLM over docstrings of mixed length", table(contestants, len(texts)), facts)
+        name, kind = ("text-lines", "lines") if arguments.texts else ("text", "docstrings of mixed length")
+        write_results(name, f"Texts: MiniLM over {kind}", table(contestants, len(texts)), facts)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from embedx.core.long_texts import parse_long
 from embedx.core.reports import ProgressHook, Report, no_progress
-from embedx.core.specs import CorpusSpec, EncoderSpec, ExtractSpec, FailureLimit, Resources
+from embedx.core.specs import CorpusSpec, EncoderSpec, ExtractSpec, FailureLimit, Resources, spread
+from embedx.encoders.naming import check_name, name_encoders
 from embedx.encoders.registry import parse_ref
 from embedx.steps.encoding import Session, open_encoder_session
 from embedx.store.reader import open_store
@@ -20,7 +21,7 @@ PathLike = str | Path
 
 def extract(
     sources: PathLike | Sequence[PathLike],
-    encoder: str | EncoderSpec,
+    encoder: str | EncoderSpec | Sequence[str | EncoderSpec] | Mapping[str, str | EncoderSpec],
     out: PathLike,
     *,
     columns: Sequence[str] | None = None,
@@ -39,8 +40,9 @@ def extract(
 
     Args:
         sources: folders of images or table files.
-        encoder: `family:name`, `minilm`, the path of an encoder TOML file, or a spec.
-        out: the store.
+        encoder: `family:name`, `minilm`, the path of an encoder TOML file, or a spec. Several, as a list or as a dict
+            of store name -> encoder: each gets a store of its own, and every item is read once.
+        out: the store; of several encoders, the folder of their stores.
         columns: columns to carry besides the default ones; an empty list carries none.
         precision: auto, fp32 or bf16.
         max_failures: a count or a percentage.
@@ -51,13 +53,15 @@ def extract(
         **corpus: further fields of `CorpusSpec`, e.g. `text_column="body"`.
 
     Returns:
-        The report that `embedx extract --json` prints.
+        The report that `embedx extract --json` prints; of several encoders, with `stores`, of which one that got no
+        new version has an `error`.
 
     Raises:
         EmbedxError: see `embedx.core.errors`.
     """
-    from embedx.steps.extract import extract as step
+    from embedx.steps import extract as step
 
+    named = _name_encoders(encoder)
     listed = [sources] if isinstance(sources, (str, Path)) else list(sources)
     spec = ExtractSpec(
         corpus=CorpusSpec(
@@ -65,13 +69,30 @@ def extract(
             columns=None if columns is None else tuple(columns),
             **corpus,
         ),
-        encoder=parse_ref(encoder) if isinstance(encoder, str) else encoder,
+        encoder=next(iter(named.values())),
         out=Path(out),
         precision=precision,  # type: ignore[arg-type]
         max_failures=FailureLimit.parse(max_failures),
         long=parse_long(long, chunk_pool),
     )
-    return step(spec, resources, progress)
+    if isinstance(encoder, (str, EncoderSpec)):
+        return step.extract(spec, resources, progress)
+    return step.extract_several(spread(spec, named), resources, progress)
+
+
+def _name_encoders(
+    encoders: str | EncoderSpec | Sequence[str | EncoderSpec] | Mapping[str, str | EncoderSpec],
+) -> dict[str, EncoderSpec]:
+    """Return store name -> encoder; of a single one the name has no meaning."""
+    if isinstance(encoders, EncoderSpec):
+        return {"": encoders}
+    if isinstance(encoders, str):
+        return {"": parse_ref(encoders)}
+    if isinstance(encoders, Mapping) and encoders:
+        for name in encoders:
+            check_name(name)
+        return {name: parse_ref(one) if isinstance(one, str) else one for name, one in encoders.items()}
+    return name_encoders(list(encoders))
 
 
 def index(store: PathLike, out: PathLike, **options: Any) -> Report:

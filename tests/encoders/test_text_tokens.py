@@ -12,10 +12,11 @@ from tests.conformance.sentence_transformers_cases import say
 from tests.conformance.support import TEXTS
 from tests.conformance.transformers_cases import as_llama, as_roberta, as_t5, as_xlm_roberta, word_pieces
 
-from embedx.core.contracts import Broken
+from embedx.core.contracts import Broken, EncoderCard
 from embedx.core.errors import EncoderError
 from embedx.core.specs import EncoderSpec
 from embedx.encoders.registry import open_encoder
+from embedx.encoders.text import TextEncoder
 from embedx.encoders.tokenization import TextTokenizer, library_tokenizer, read_tokenizer
 
 TOKENIZERS = {
@@ -99,9 +100,18 @@ def test_batches_are_padded_on_the_right():
     encoder = open_encoder(EncoderSpec("minilm"))
     inputs = encoder.collate(encoder.prepare(["one", "one two three"]).items)
     assert list(inputs) == ["input_ids", "attention_mask"]
-    assert inputs["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
-    assert inputs["input_ids"][0, 3:].tolist() == [0, 0]
+    assert inputs["attention_mask"].tolist() == [[1, 1, 1] + 5 * [0], [1, 1, 1, 1, 1, 0, 0, 0]]
+    assert inputs["input_ids"][0, 3:].tolist() == 5 * [0]
     assert all(array.dtype == np.int64 for array in inputs.values())
+
+
+@pytest.mark.parametrize(("reads", "width"), [(512, 16), (12, 12), (9, 9), (None, 9)])
+def test_batches_are_a_multiple_of_8_tokens_wide_but_never_wider_than_the_encoder_reads(reads, width):
+    card = EncoderCard("small", "fake", "text", 2, "f", {}, {}, False, 1.0, 1, {"max_tokens": reads})
+    encoder = TextEncoder(card, tokenize=lambda texts: ([], []), load=lambda: None)
+    inputs = encoder.collate([np.ones(9, dtype=np.int64), np.ones(2, dtype=np.int64)])
+    assert inputs["input_ids"].shape == inputs["attention_mask"].shape == (2, width)
+    assert inputs["attention_mask"].sum(axis=1).tolist() == [9, 2]
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path):

@@ -1,5 +1,6 @@
 """The embedding loop: failed items cost no other item anything, whatever the encoder does."""
 
+import threading
 import time
 
 import numpy as np
@@ -56,6 +57,36 @@ def test_every_item_ends_embedded_or_failed(modality, count):
     if count > 13:
         assert result.failures[13].error == "NotFinite"
     embedder.close()
+
+
+@pytest.mark.parametrize(("side", "at_most"), [(4, 2 * 256), (1024, 2 * 21)])
+def test_images_held_decoded_are_bounded_in_number_and_in_bytes(side, at_most):
+    """Prepared and not yet forwarded: two windows, of 256 images or of 64 MiB."""
+    held, most, lock = 0, 0, threading.Lock()
+
+    class Squares(FakeEncoder):
+        def prepare(self, items):
+            nonlocal held, most
+            with lock:
+                held += len(items)
+                most = max(most, held)
+            square = np.broadcast_to(np.uint8(1), (3, side, side))
+            return Prepared([square for _ in items], np.arange(len(items)), {})
+
+        def cost(self, prepared):
+            return np.ones(len(prepared.items), dtype=np.int64)
+
+        def collate(self, entries):
+            nonlocal held
+            with lock:
+                held -= len(entries)
+            return {"x": np.ones(len(entries), dtype=np.float32)}
+
+    embedder = Embedder(Squares("image"), FakeRuntime(), 2)
+    result = embedder.embed(2000, lambda start, stop: list(range(start, stop)))
+    embedder.close()
+    assert len(result.vectors) == 2000
+    assert at_most / 2 < most <= at_most
 
 
 def test_an_encoder_of_another_dim_is_an_error():

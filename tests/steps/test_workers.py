@@ -4,9 +4,9 @@ import pytest
 
 from embedx.core.errors import EmbedxError
 from embedx.engine.cluster import Cluster
-from embedx.steps.extract_shard import ShardJob
 from embedx.steps.flight import check_workers
 from embedx.steps.preflight import survey_worker
+from embedx.steps.shard_job import ShardJob
 from tests.conftest import SUPPORT
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from embedx.cli import output
+from embedx.cli.extract_summary import forecast_lines, summary_lines
 from embedx.core.errors import UsageError
 from embedx.core.long_texts import parse_long
 from embedx.core.reports import Report
@@ -21,6 +22,7 @@ from embedx.core.specs import (
     Resources,
     parse_share,
     parse_storage_option,
+    spread,
 )
 
 EPILOG = """Examples, one for each kind of source; more in docs/sources.md
@@ -45,10 +47,13 @@ embedx extract --sql "select id, text from 'reviews.parquet' where stars > 3" --
 
 embedx extract @sources.txt --encoder minilm --out store
 
-The same command again embeds only what is new or changed, and resumes what was interrupted."""
+Several encoders, or layers of one, read each item once and fill a store each under --out; docs/several-encoders.md
 
-SOURCES_SHOWN = 5
-"""Of a dry run; all of them stand in its --json."""
+embedx extract photos/ --encoder small.toml --encoder large.toml --out stores
+
+embedx extract photos/ --encoder encoder.toml --layer layer3 --layer layer4 --out stores
+
+The same command again embeds only what is new or changed, and resumes what was interrupted."""
 
 
 def option(*names: str, help: str, panel: str, **more: Any) -> Any:
@@ -72,8 +77,18 @@ def extract(
         ),
     ] = None,
     *,
-    encoder: Annotated[str, option("--encoder", help="family:name, minilm, or an encoder .toml file.", panel="What")],
-    out: Annotated[Path, option("--out", help="The store: a new or existing folder.", panel="What")],
+    encoder: Annotated[
+        list[str],
+        option(
+            "--encoder",
+            help="family:name, minilm, or an encoder .toml file; repeat it, as [NAME=]REF, for a store of each.",
+            panel="What",
+        ),
+    ],
+    out: Annotated[
+        Path,
+        option("--out", help="The store: a new or existing folder; of several encoders, their folder.", panel="What"),
+    ],
     kind: Annotated[
         str | None, option("--kind", help="image or text; default: as the source is.", panel="What")
     ] = None,
@@ -113,9 +128,13 @@ def extract(
     ] = "error",
     limit: Annotated[int | None, option("--limit", help="Only the first items.", panel="What")] = None,
     weights: Annotated[str | None, option("--weights", help="Local state dict or folder.", panel="Encoder")] = None,
-    layer: Annotated[str | None, option("--layer", help="Node whose output is the vector.", panel="Encoder")] = None,
+    layer: Annotated[
+        list[str] | None,
+        option("--layer", help="Node whose output is the vector; repeatable: a store of each.", panel="Encoder"),
+    ] = None,
     pooling: Annotated[
-        str | None, option("--pooling", help="avg, max, ...; default: the family's.", panel="Encoder")
+        list[str] | None,
+        option("--pooling", help="avg, max, ...; default: the family's; repeatable: a store of each.", panel="Encoder"),
     ] = None,
     precision: Annotated[
         str,
@@ -193,9 +212,10 @@ def extract(
     )
     if store_precision not in ("10", "full"):
         raise UsageError(f"--store-precision {store_precision!r} is neither 10 nor full", "Pass 10 or full")
+    encoders = _encoders(encoder, weights, layer or [], pooling or [])
     spec = ExtractSpec(
         corpus=corpus,
-        encoder=_encoder_spec(encoder, weights, layer, pooling),
+        encoder=next(iter(encoders.values())),
         out=out,
         precision=precision,  # type: ignore[arg-type]
         full_bits=store_precision == "full",
@@ -208,30 +228,53 @@ def extract(
     resources = Resources(cluster, workers, device, runtime, max_requests=max_requests, profile=profile)
     if profile is not None and (dry_run or estimate):
         raise UsageError("--profile is of a run, and --dry-run and --estimate run nothing", "Leave one of them out")
-    report = _run(spec, resources, dry_run, estimate)
     is_forecast = dry_run or estimate
+    report = _run(_Command(spec, encoders, resources), dry_run, estimate)
     output.show_report(report, as_json, forecast_lines(report) if is_forecast else summary_lines(report))
-    did_nothing = not is_forecast and report["run"] is None
+    if failed := report.get("error"):
+        return output.note_error(failed, as_json)
+    did_nothing = not is_forecast and all(store["run"] is None for store in report.get("stores", [report]))
     return 99 if did_nothing and exit_nothing_to_do else 0
 
 
-def _run(spec: ExtractSpec, resources: Resources, dry_run: bool, estimate: bool) -> Report:
+@dataclass(frozen=True)
+class _Command:
+    """What was asked for: one store, or one of each encoder."""
+
+    spec: ExtractSpec
+    encoders: dict[str, EncoderSpec]
+    resources: Resources
+
+    @property
+    def specs(self) -> tuple[ExtractSpec, ...]:
+        return (self.spec,) if len(self.encoders) == 1 else spread(self.spec, self.encoders)
+
+
+def _run(command: _Command, dry_run: bool, estimate: bool) -> Report:
     from embedx.steps import extract as step
     from embedx.steps import forecast
 
     progress = output.ProgressLine()
+    specs, out, resources = command.specs, command.spec.out, command.resources
     try:
         if estimate:
-            return forecast.estimate_extract(spec, resources, progress)
-        return forecast.plan_extract(spec, progress) if dry_run else step.extract(spec, resources, progress)
+            return forecast.estimate_extract(specs, out, resources, progress)
+        if dry_run:
+            return forecast.plan_extract(specs, out, progress)
+        if len(specs) > 1:
+            return step.extract_several(specs, resources, progress)
+        return step.extract(specs[0], resources, progress)
     finally:
         progress.close()
 
 
-def _encoder_spec(ref: str, weights: str | None, layer: str | None, pooling: str | None) -> EncoderSpec:
-    from embedx.encoders.registry import parse_ref
+def _encoders(refs: list[str], weights: str | None, layers: list[str], poolings: list[str]) -> dict[str, EncoderSpec]:
+    from embedx.encoders.naming import name_encoders, split_name
 
-    return parse_ref(ref, weights, layer, pooling)
+    named = name_encoders(refs, weights, layers, poolings)
+    if len(named) == 1 and split_name(refs[0])[0]:
+        raise UsageError(f"--encoder {refs[0]} names the store of one encoder, which is --out", "Leave the name out")
+    return named
 
 
 def parse_columns(text: str | None) -> tuple[str, ...] | None:
@@ -239,80 +282,3 @@ def parse_columns(text: str | None) -> tuple[str, ...] | None:
     if text is None:
         return None
     return () if text == "none" else tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-def summary_lines(report: Report) -> Iterator[str]:
-    """Say what an extraction did."""
-    items, encoder = report["items"], report["encoder"]
-    if report["run"] is None:
-        state = f"{items['unchanged']:,} items of {report['out']} are up to date (version {report['version']})"
-        yield f"nothing to do: {state}"
-    else:
-        done = f"{items['embedded']:,} embedded"
-        more = [f"{items[name]:,} {name}" for name in ("failed", "updated", "removed", "unchanged") if items[name]]
-        shards = report["shards"]
-        reused = f" ({shards['reused']} of {shards['planned']} shards reused)" if shards["reused"] else ""
-        yield f"{report['out']} is at version {report['version']}: {', '.join([done, *more])}{reused}"
-        yield (
-            f"{output.format_seconds(report['seconds'])}, {report['items_per_s']:,.0f} items/s, {encoder['ref']} "
-            f"{encoder['dim']}-d {encoder['precision']} ({encoder['why_precision']})"
-        )
-        if encoder["runtime"]:
-            yield f"ran on {encoder['runtime']}; bottleneck: {report['bottleneck']}"
-    if usage := report.get("usage"):
-        yield ", ".join(f"{count:,} {name}" for name, count in usage.items() if count)
-    if words := report.get("words"):
-        composed = f", {words['composed_share']:.1%} put together from parts" if words["composed_share"] else ""
-        yield f"{words['read']:,} words read, {words['unknown_share']:.1%} unknown to the encoder{composed}"
-    yield from _long_lines(report)
-    if encoder["note"]:
-        yield encoder["note"]
-    if items["failed"] or items["failed_before"]:
-        yield f"failed items are listed by: embedx failures {report['out']}"
-    yield from _ignored_lines(report)
-
-
-def _long_lines(report: Report) -> Iterator[str]:
-    if share := report.get("truncated_share"):
-        yield f"{share:.1%} of the texts are longer than the encoder reads: --long chunk reads all of them"
-    if (long := report.get("long")) and long["chunked"]:
-        yield f"{long['chunked']:,} long texts were read in chunks, {long['windows']:,} chunks of all texts"
-
-
-def forecast_lines(report: Report) -> Iterator[str]:
-    """Say what an extraction would do."""
-    items = report["items"]
-    counted = f"{items['planned']:,} to embed, {items['unchanged']:,} unchanged"
-    yield f"{items['listed']:,} {report['kind']}s listed: {counted}"
-    yield from _source_lines(report["sources"])
-    size, columns = output.format_bytes(report["vector_bytes"]), ", ".join(report["columns"]) or "none"
-    shards = report["shards"]
-    yield f"{shards['planned']} shards ({shards['reused']} finished already), {size} of raw vectors, columns: {columns}"
-    if estimate := report.get("estimate"):
-        took = f"{estimate['sampled']:,} items sampled at {estimate['items_per_s']:,.0f} items/s"
-        failed = f" ({estimate['failed']:,} of them failed)" if estimate["failed"] else ""
-        about = f"about {output.format_seconds(estimate['seconds'])} and {output.format_bytes(estimate['bytes'])}"
-        yield f"{took}{failed}: {about} for all, on {estimate['runtime']}"
-        yield f"bottleneck: {estimate['bottleneck']}"
-        yield from _long_lines(estimate)
-    yield from _ignored_lines(report)
-
-
-def _source_lines(sources: list[dict[str, Any]]) -> Iterator[str]:
-    for source in sources[:SOURCES_SHOWN]:
-        yield f"{source['label']}: {source['kind']}; ids: {source['ids']}; labels: {source['labels']}"
-        if source["columns"]:
-            yield f"    columns: {', '.join(f'{name} ({kind})' for name, kind in source['columns'].items())}"
-        for item in source["first"]:
-            yield f"    {item['id']}: {item['content']}"
-    if len(sources) > SOURCES_SHOWN:
-        yield f"... and {len(sources) - SOURCES_SHOWN:,} more sources"
-
-
-def _ignored_lines(report: Report) -> Iterator[str]:
-    if report["ignored_by_type"]:
-        kinds = ", ".join(f"{count} {name}" for name, count in sorted(report["ignored_by_type"].items()))
-        yield f"ignored: {kinds}"
-    if report["positional_ids"]:
-        sources = ", ".join(report["positional_ids"])
-        yield f"warning: ids of {sources} are row numbers, which inserted rows shift; name an --id-column if you can"

@@ -45,6 +45,13 @@ def show_error(message: str, remedy: str, code: int, as_json: bool) -> int:
     return code
 
 
+def note_error(error: Report, as_json: bool) -> int:
+    """Say the error that a report holds, where the report itself was not printed whole; return its exit status."""
+    if not as_json:
+        show_error(error["message"], error["remedy"], error["code"], as_json=False)
+    return int(error["code"])
+
+
 def format_seconds(seconds: float) -> str:
     """Return `4.2 s`, `3 min 05 s` or `2 h 07 min`."""
     if seconds < 60:

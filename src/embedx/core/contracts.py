@@ -160,6 +160,9 @@ class Encoder(Protocol):
 
     One of texts may have `windows`: a function from texts to the overlapping windows of each that it reads whole,
     as (start, stop) in characters; `--long chunk` needs it.
+
+    Any may have `preparation`, a hashable value: of encoders with equal ones, `prepare` and `windows` do the same, so
+    that a run of several calls them once. And `forward_key`, with `build_with`: see `encoders/joining.py`.
     """
 
     @property

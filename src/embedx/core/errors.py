@@ -36,6 +36,10 @@ class EmbedxError(Exception):
     def __str__(self) -> str:
         return f"{self.message}. {self.remedy}" if self.remedy else self.message
 
+    def to_dict(self) -> dict[str, int | str]:
+        """Return the JSON shape of reports: code (the exit status), message, remedy."""
+        return {"code": self.exit_code, "message": self.message, "remedy": self.remedy}
+
     def __reduce__(self) -> tuple:
         # The default rebuilds from args alone and would lose the remedy between processes.
         return (type(self), (self.message, self.remedy))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -261,6 +262,16 @@ class ExtractSpec:
         _check_choice("--precision", self.precision, ("auto", "fp32", "bf16"))
         if self.mirror and self.corpus.limit is not None:
             raise UsageError("--mirror and --limit exclude each other", "What a limit leaves out is not gone")
+
+
+def spread(spec: ExtractSpec, encoders: Mapping[str, EncoderSpec]) -> tuple[ExtractSpec, ...]:
+    """Return the extraction of each of several encoders: alike, to the store `<out>/<name>`.
+
+    Args:
+        spec: what all have in common; its `out` is the folder of the stores.
+        encoders: name of the store -> encoder.
+    """
+    return tuple(replace(spec, encoder=encoder, out=spec.out / name) for name, encoder in encoders.items())
 
 
 def parse_share(flag: str, text: str) -> float:

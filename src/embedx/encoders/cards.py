@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from embedx.core.contracts import EncoderCard
-from embedx.core.digests import stat_token
+from embedx.core.digests import canonical_json, stat_token
 from embedx.core.errors import EncoderError
 from embedx.core.paths import cached_json, remember_json
 from embedx.core.specs import EncoderSpec
@@ -34,6 +34,12 @@ class KnownCard:
     weights_file: Path
     recipe: dict[str, Any] = field(default_factory=dict)
     weights_token: str = ""
+
+    @property
+    def model_key(self) -> str:
+        """What encoders share that are the same weights and differ in layer or pooling only."""
+        spec = {name: value for name, value in self.card.spec.items() if name not in ("layer", "pooling")}
+        return canonical_json([spec, str(self.weights_file), self.weights_token])
 
     def check_weights(self) -> None:
         """Raise where the weights are not those that the card was made from.

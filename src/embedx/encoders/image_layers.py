@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -80,6 +82,39 @@ class UpToModule(nn.Module):
         raise UsageError(f"layer {self.layer} takes no part in the forward pass", "Choose another layer")
 
 
+class UpToModules(nn.Module):
+    """A model that runs until several of its modules have their output; the rest is not computed.
+
+    Args:
+        model: takes images.
+        layers: names of the modules, as in `named_modules`.
+    """
+
+    def __init__(self, model: nn.Module, layers: Sequence[str]) -> None:
+        super().__init__()
+        self.model = model
+        self.layers = list(dict.fromkeys(layers))
+        self._call = threading.local()  # several threads may run it
+        for layer in self.layers:
+            model.get_submodule(layer).register_forward_hook(partial(self._note, layer))
+
+    def _note(self, layer: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
+        self._call.nodes.setdefault(layer, output)
+        if len(self._call.nodes) == len(self.layers):
+            raise _ReachedError(self._call.nodes)
+
+    def forward(self, images: torch.Tensor) -> dict[str, Any]:
+        """Return layer -> its output."""
+        self._call.nodes = {}
+        try:
+            self.model(images)
+        except _ReachedError as reached:
+            return reached.output
+        finally:
+            del self._call.nodes
+        raise UsageError(f"layers {', '.join(self.layers)} take no part in the forward pass", "Choose others")
+
+
 class _ReachedError(Exception):
     """Carries a layer's output out of the forward pass."""
 
@@ -149,6 +184,59 @@ def _spatial_axes(shape: torch.Size, size: tuple[int, int], what: str) -> tuple[
     raise UsageError(
         f"{what} gives {tuple(shape)}, in which no axes are the image's height and width", "Choose another"
     )
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A vector that is wanted of a forward pass.
+
+    Attributes:
+        node: the name of what it is made of, among the extractor's.
+        pooling: one of `vision.POOLINGS`; None as for `pool_layer`.
+        what: the layer and encoder in messages.
+    """
+
+    node: str
+    pooling: str | None
+    what: str
+
+
+class SideBySide(nn.Module):
+    """Several vectors of one forward pass, side by side.
+
+    Args:
+        extractor: images -> name -> tensor.
+        size: (height, width) of the images in pixels.
+        wanted: the vectors.
+        tokens: how the model's token sequences begin.
+    """
+
+    def __init__(
+        self, extractor: nn.Module, size: tuple[int, int], wanted: Sequence[Wanted], tokens: TokenLayout
+    ) -> None:
+        super().__init__()
+        self.extractor = extractor
+        self.wanted = list(wanted)
+        self.pools = [
+            pool_layer(_One(extractor, one.node), size, one.pooling, tokens, one.what)[0].pool for one in wanted
+        ]
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return (n, sum of the dims) float32."""
+        nodes = self.extractor(images)
+        return torch.cat([pool(nodes[one.node].float()) for one, pool in zip(self.wanted, self.pools)], dim=1)
+
+
+class _One(nn.Module):
+    """One node of an extractor of several."""
+
+    def __init__(self, extractor: nn.Module, node: str) -> None:
+        super().__init__()
+        self.extractor = extractor
+        self.node = node
+
+    def forward(self, images: torch.Tensor) -> dict[str, Any]:
+        return {"node": self.extractor(images)[self.node]}
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from embedx.core.batches import TOKENS_STEP, round_up
 from embedx.core.contracts import Broken, EncoderCard, Prepared
 from embedx.core.digests import fingerprint
 from embedx.core.specs import EncoderSpec
@@ -33,6 +34,19 @@ CutWindows = Callable[[list[str]], list[list[Span]]]
 """Texts -> the windows of each that the model reads whole. Thread-safe."""
 
 
+@dataclass(frozen=True)
+class TextSharing:
+    """How several layers and poolings of one model share a forward pass.
+
+    Attributes:
+        known: the encoder's card and recipe.
+        load: cards of one model -> the torch module, (input_ids, attention_mask) -> their vectors side by side.
+    """
+
+    known: KnownCard
+    load: Callable[[Sequence[KnownCard]], Any]
+
+
 class TextEncoder:
     """An encoder of texts; the module that it builds takes padded ids and their mask.
 
@@ -43,6 +57,7 @@ class TextEncoder:
         prompt: words put before every text.
         pad_id: the token that fills shorter texts up, on the right.
         windows: cuts long texts; None where that is not possible.
+        sharing: how it shares a forward pass with other layers and poolings of its model; None is not at all.
     """
 
     def __init__(
@@ -53,6 +68,7 @@ class TextEncoder:
         prompt: str = "",
         pad_id: int = 0,
         windows: CutWindows | None = None,
+        sharing: TextSharing | None = None,
     ) -> None:
         self._card = card
         self._tokenize = tokenize
@@ -60,11 +76,18 @@ class TextEncoder:
         self._prompt = prompt
         self._pad_id = pad_id
         self.windows = windows
+        self._sharing = sharing
 
     @property
     def card(self) -> EncoderCard:
         """What the encoder is."""
         return self._card
+
+    @property
+    def preparation(self) -> tuple[str, str, str] | None:
+        """What encoders share which tokenise and cut texts alike; None where the tokenizer does not say."""
+        digest = getattr(self._tokenize, "digest", None)
+        return ("text", digest, self._prompt) if digest else None
 
     def prepare(self, items: Sequence[str | Broken]) -> Prepared:
         """Tokenise texts; entries are (tokens,) int64 arrays."""
@@ -97,10 +120,12 @@ class TextEncoder:
         return np.array([len(entry) for entry in prepared.items], dtype=np.int64)
 
     def collate(self, entries: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-        """Pad token ids to the longest text of the batch: input_ids and attention_mask (n, tokens) int64."""
+        """Pad token ids to the batch's longest text or up to 7 more: input_ids, attention_mask (n, tokens) int64."""
         longest = max(len(entry) for entry in entries)
-        ids = np.full((len(entries), longest), self._pad_id, dtype=np.int64)
-        mask = np.zeros((len(entries), longest), dtype=np.int64)
+        # Where the encoder says how much it reads; beyond that it may have no positions.
+        width = max(longest, min(round_up(longest, TOKENS_STEP), self.card.input.get("max_tokens") or longest))
+        ids = np.full((len(entries), width), self._pad_id, dtype=np.int64)
+        mask = np.zeros((len(entries), width), dtype=np.int64)
         for row, entry in enumerate(entries):
             ids[row, : len(entry)] = entry
             mask[row, : len(entry)] = 1
@@ -109,6 +134,19 @@ class TextEncoder:
     def build(self) -> Any:
         """Return the torch module, (input_ids, attention_mask) -> (n, dim) float32."""
         return self._load()
+
+    @property
+    def forward_key(self) -> str | None:
+        """What encoders share which one forward pass can serve."""
+        return self._sharing.known.model_key if self._sharing else None
+
+    def build_with(self, others: Sequence[TextEncoder]) -> Any:
+        """Return the torch module of this encoder and others of its model: their vectors side by side."""
+        sharing = [encoder._sharing for encoder in (self, *others)]
+        known = [one.known for one in sharing if one is not None]
+        known[0].check_weights()
+        assert self._sharing is not None
+        return self._sharing.load(known)
 
     def canaries(self) -> list[Any]:
         """Return a few fixed texts."""
@@ -152,6 +190,7 @@ def open_text_encoder(
     packages: Sequence[str],
     describe: Callable[[EncoderSpec], KnownCard],
     load: Callable[[KnownCard], Any],
+    load_together: Callable[[Sequence[KnownCard]], Any] | None = None,
 ) -> TextEncoder:
     """Open an encoder of a model folder by its remembered card, or describe it once.
 
@@ -161,6 +200,7 @@ def open_text_encoder(
         packages: installed packages whose versions can change the model's graph or tokens.
         describe: makes the card; its recipe has a `TextTokenizer`, as a dict, as `tokenizer`.
         load: the torch module, (input_ids, attention_mask) -> (n, dim) float32.
+        load_together: that of several cards of one model, their vectors side by side; None where there is none.
     """
     absolute = replace(spec, weights=str(folder)) if spec.weights else spec
     if spec.name and Path(spec.name).expanduser().is_dir() and not spec.weights:
@@ -175,4 +215,5 @@ def open_text_encoder(
 
     prompt = known.card.identity["prompt"]
     windows = WindowCutter(tokenizer, prompt) if tokenizer.max_tokens else None
-    return TextEncoder(known.card, tokenizer, reload, prompt, tokenizer.pad_id, windows)
+    sharing = TextSharing(known, load_together) if load_together else None
+    return TextEncoder(known.card, tokenizer, reload, prompt, tokenizer.pad_id, windows, sharing)

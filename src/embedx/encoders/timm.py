@@ -6,6 +6,7 @@ import difflib
 import math
 import re
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +42,7 @@ def open_encoder(spec: EncoderSpec) -> ImageEncoder:
         hint = f"Did you mean {' or '.join(near)}?" if near else "`embedx encoders` lists them all"
         raise UnknownEncoderError(f"timm has no model {base!r}", hint)
     canonical_pooling(spec.pooling)
-    return open_image_encoder(spec, ["timm"], load_features)
+    return open_image_encoder(spec, ["timm"], load_features, load_together)
 
 
 def list_encoders() -> list[dict[str, Any]]:
@@ -73,16 +74,7 @@ def list_layers(spec: EncoderSpec) -> list[str]:
 
 def load_features(spec: EncoderSpec) -> ImageFeatures:
     """Build the model with its weights and without a classifier. Imports torch."""
-    config = _pretrained_config(spec)
-    if spec.weights is None:
-        # timm converts what it publishes itself, so it also loads it.
-        path = _published_file(config, spec)
-        model = _create(spec, pretrained=True, pretrained_cfg_overlay={"file": str(path)})
-    else:
-        path = Path(spec.weights)
-        model = _create(spec)
-        _fit(model, path, spec)
-    model.eval()
+    model, path, licence = _load_model(spec)
     transform = _transform(model, spec).with_overrides(spec.preprocess)
     module, layer, pooling = _cut(model, transform.crop, spec)
     return ImageFeatures(
@@ -93,8 +85,55 @@ def load_features(spec: EncoderSpec) -> ImageFeatures:
         layer=layer,
         pooling=pooling,
         weights_file=path,
-        licence=(config.license or "") if spec.weights is None else "",
+        licence=licence,
     )
+
+
+def load_together(specs: Sequence[EncoderSpec]) -> nn.Module:
+    """Build one model for several layers and poolings; yields their vectors side by side. Imports torch.
+
+    Raises:
+        EncoderError: one of the vectors is the model's own, or some layers are named and others numbered.
+    """
+    from embedx.encoders.image_layers import SideBySide, UpToModules, Wanted, drop_unreached
+    from embedx.encoders.timm_layers import BeforeHead, Intermediates, token_layout
+
+    first = specs[0]
+    model = _load_model(first)[0]
+    layers = [_layer_name(model, spec) for spec in specs]
+    if any(spec.layer is None and spec.pooling is None for spec in specs):
+        raise EncoderError(f"the own vector of {first.ref} has no layer", "It runs apart")
+    extractor: nn.Module
+    if set(layers) == {"features"}:
+        extractor, nodes = BeforeHead(model), ["node"] * len(specs)
+    elif all(isinstance(layer, int) for layer in layers):
+        extractor, nodes = Intermediates(model, [int(layer) for layer in layers]), list(map(str, layers))
+    elif all(isinstance(layer, str) and layer != "features" for layer in layers):
+        extractor, nodes = UpToModules(model, [str(layer) for layer in layers]), list(map(str, layers))
+    else:
+        raise EncoderError(f"numbered and named layers of {first.ref} share no forward pass", "They run apart")
+    wanted = [
+        Wanted(node, canonical_pooling(spec.pooling), f"layer {layer} of {spec.ref}")
+        for node, spec, layer in zip(nodes, specs, layers)
+    ]
+    size = _transform(model, first).with_overrides(first.preprocess).crop
+    module = SideBySide(extractor, size, wanted, token_layout(model))
+    drop_unreached(module, size, first.ref)
+    return module.eval()
+
+
+def _load_model(spec: EncoderSpec) -> tuple[nn.Module, Path, str]:
+    """Return the model in eval mode, the file of its weights, and their licence where it is known."""
+    config = _pretrained_config(spec)
+    if spec.weights is None:
+        # timm converts what it publishes itself, so it also loads it.
+        path = _published_file(config, spec)
+        model = _create(spec, pretrained=True, pretrained_cfg_overlay={"file": str(path)})
+    else:
+        path = Path(spec.weights)
+        model = _create(spec)
+        _fit(model, path, spec)
+    return model.eval(), path, (config.license or "") if spec.weights is None else ""
 
 
 def _create(spec: EncoderSpec, **how: Any) -> Any:
@@ -148,13 +187,21 @@ def _up_to_layer(model: nn.Module, spec: EncoderSpec) -> tuple[nn.Module, str]:
     from embedx.encoders.image_layers import UpToModule
     from embedx.encoders.timm_layers import Intermediate
 
-    layer = str(spec.layer)
+    layer = _layer_name(model, spec)
+    return (Intermediate(model, layer) if isinstance(layer, int) else UpToModule(model, layer)), str(layer)
+
+
+def _layer_name(model: nn.Module, spec: EncoderSpec) -> str | int:
+    """Return a layer's module or number, from 0; `features` where only a pooling was asked for."""
+    if spec.layer is None:
+        return "features"
+    layer = spec.layer
     names = [name for name, _ in model.named_modules() if name]
     if layer in names:
-        return UpToModule(model, layer), layer
+        return layer
     numbered = _n_numbered(model)
     if re.fullmatch(r"-?\d+", layer) and -numbered <= int(layer) < numbered:
-        return Intermediate(model, int(layer) % numbered), str(int(layer) % numbered)
+        return int(layer) % numbered
     near = difflib.get_close_matches(layer, names, n=3)
     hint = f"Did you mean {' or '.join(near)}?" if near else f"Its numbered blocks are 0 to {numbered - 1}"
     raise UsageError(f"{spec.ref} has no layer {layer!r}", f"{hint}; `embedx encoders show {spec.ref}` lists them")

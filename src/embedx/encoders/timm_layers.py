@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,7 +28,37 @@ class BeforeHead(nn.Module):
         return {"node": self.model.forward_features(images)}
 
 
-class Intermediate(nn.Module):
+class Intermediates(nn.Module):
+    """A timm model's outputs of some blocks or stages.
+
+    Args:
+        model: has `forward_intermediates`.
+        numbers: of the blocks or stages, from 0.
+    """
+
+    def __init__(self, model: nn.Module, numbers: Sequence[int]) -> None:
+        super().__init__()
+        self.model = model
+        self.numbers = sorted(set(numbers))
+        takes = inspect.signature(model.forward_intermediates).parameters
+        self.options = {"return_prefix_tokens": True} if "return_prefix_tokens" in takes else {}
+
+    def forward(self, images: torch.Tensor) -> dict[str, Any]:
+        """Return number -> maps, channels first; of models with class or register tokens the tokens, in order."""
+        outputs = self.model.forward_intermediates(
+            images, indices=self.numbers, intermediates_only=True, stop_early=True, **self.options
+        )
+        return {str(number): _tokens(output) for number, output in zip(self.numbers, outputs, strict=True)}
+
+
+def _tokens(output: Any) -> torch.Tensor:
+    if isinstance(output, torch.Tensor):
+        return output
+    maps, prefix = output
+    return torch.cat((prefix, maps.flatten(2).transpose(1, 2)), dim=1)
+
+
+class Intermediate(Intermediates):
     """A timm model's output of one block or stage.
 
     Args:
@@ -36,21 +67,12 @@ class Intermediate(nn.Module):
     """
 
     def __init__(self, model: nn.Module, number: int) -> None:
-        super().__init__()
-        self.model = model
-        self.number = number
-        takes = inspect.signature(model.forward_intermediates).parameters
-        self.options = {"return_prefix_tokens": True} if "return_prefix_tokens" in takes else {}
+        super().__init__(model, [number])
 
     def forward(self, images: torch.Tensor) -> dict[str, Any]:
-        """Return `{"node": maps}`, channels first; of models with class or register tokens the tokens, in order."""
-        (output,) = self.model.forward_intermediates(
-            images, indices=[self.number], intermediates_only=True, stop_early=True, **self.options
-        )
-        if isinstance(output, torch.Tensor):
-            return {"node": output}
-        maps, prefix = output
-        return {"node": torch.cat((prefix, maps.flatten(2).transpose(1, 2)), dim=1)}
+        """Return `{"node": the output}`."""
+        (output,) = super().forward(images).values()
+        return {"node": output}
 
 
 def token_layout(model: nn.Module) -> TokenLayout:

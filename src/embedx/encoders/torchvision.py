@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ from embedx.encoders.vision import ImageEncoder, ImageFeatures, ImageTransform, 
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from embedx.encoders.image_layers import TokenLayout
 
 # Heads that exist for training only; published weights carry them.
 _AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
@@ -41,7 +44,7 @@ def open_encoder(spec: EncoderSpec) -> ImageEncoder:
     if spec.pooling is not None and spec.layer is None:
         raise UsageError(f"{spec.ref} already ends in a vector: --pooling has nothing to pool", "Name a --layer too")
     canonical_pooling(spec.pooling)
-    return open_image_encoder(spec, ["torchvision"], load_features)
+    return open_image_encoder(spec, ["torchvision"], load_features, load_together)
 
 
 def list_encoders() -> list[dict[str, Any]]:
@@ -76,25 +79,12 @@ def list_layers(spec: EncoderSpec) -> list[str]:
 
 def load_features(spec: EncoderSpec) -> ImageFeatures:
     """Build the model with its weights, cut off at the vector. Imports torch."""
-    import torch
-    from torchvision import models
-
-    from embedx.encoders.checkpoints import fetch_once, fit_state_dict, read_state_dict
-
-    choices = models.get_model_weights(spec.name)
-    if spec.weights is None:
-        url = choices.DEFAULT.url
-        path = fetch_once(url, Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1], spec.ref)
-    else:
-        path = Path(spec.weights)
-    published = _published_as(path, choices) or choices.DEFAULT
+    path, published = _weights(spec)
     transform = _transform(published).with_overrides(spec.preprocess)
     model, model_args = _build(spec, published)
     own = set(model.state_dict())
     cut, layer = _cut_at_vector(model) if spec.layer is None else (_cut_at_layer(model, spec), spec.layer)
-    unused = [*_AUXILIARY, *(own - set(cut.state_dict()))]
-    state = {_current_name(name): tensor for name, tensor in read_state_dict(path).items()}
-    fit_state_dict(cut, state, unused, f"{path} for {spec.ref}")
+    _fit(cut, own, path, spec)
     module, pooling = _pooled(cut, model, transform.crop, spec)
     return ImageFeatures(
         module=module,
@@ -105,6 +95,54 @@ def load_features(spec: EncoderSpec) -> ImageFeatures:
         pooling=pooling,
         weights_file=path,
     )
+
+
+def load_together(specs: Sequence[EncoderSpec]) -> nn.Module:
+    """Build one model for several layers and poolings; yields their vectors side by side. Imports torch."""
+    from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+
+    from embedx.encoders.image_layers import SideBySide, Wanted
+
+    first = specs[0]
+    path, published = _weights(first)
+    model, _ = _build(first, published)
+    own, last = set(model.state_dict()), ""
+    if any(spec.layer is None for spec in specs):
+        _cut_at_vector(model)
+        last = get_graph_node_names(model)[1][-1]
+    for spec in specs:
+        _check_layer(model, spec)
+    layers = {spec.layer or last: f"node{number}" for number, spec in enumerate(specs)}
+    cut = create_feature_extractor(model, layers)
+    _fit(cut, own, path, first)
+    wanted = [Wanted(layers[spec.layer or last], canonical_pooling(spec.pooling), _what(spec)) for spec in specs]
+    size = _transform(published).with_overrides(first.preprocess).crop
+    return SideBySide(cut, size, wanted, _token_layout(model)).eval()
+
+
+def _weights(spec: EncoderSpec) -> tuple[Path, Any]:
+    """Return the file of the weights, and as which of torchvision's it has to be treated."""
+    import torch
+    from torchvision import models
+
+    from embedx.encoders.checkpoints import fetch_once
+
+    choices = models.get_model_weights(spec.name)
+    if spec.weights is None:
+        url = choices.DEFAULT.url
+        path = fetch_once(url, Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1], spec.ref)
+    else:
+        path = Path(spec.weights)
+    return path, _published_as(path, choices) or choices.DEFAULT
+
+
+def _fit(cut: nn.Module, own: set[str], path: Path, spec: EncoderSpec) -> None:
+    """Load a file into what is left of a model whose tensors were `own`."""
+    from embedx.encoders.checkpoints import fit_state_dict, read_state_dict
+
+    unused = [*_AUXILIARY, *(own - set(cut.state_dict()))]
+    state = {_current_name(name): tensor for name, tensor in read_state_dict(path).items()}
+    fit_state_dict(cut, state, unused, f"{path} for {spec.ref}")
 
 
 def _build(spec: EncoderSpec, published: Any) -> tuple[nn.Module, dict[str, Any]]:
@@ -179,13 +217,16 @@ def _cut_at_layer(model: nn.Module, spec: EncoderSpec) -> nn.Module:
     # no module: `flatten`, `add_1`.
     from torchvision.models.feature_extraction import create_feature_extractor
 
-    layer = str(spec.layer)
+    _check_layer(model, spec)
+    return create_feature_extractor(model, {str(spec.layer): "node"})
+
+
+def _check_layer(model: nn.Module, spec: EncoderSpec) -> None:
     layers = _layers(model)
-    if layer not in layers:
-        near = difflib.get_close_matches(layer, layers, n=3)
+    if spec.layer is not None and spec.layer not in layers:
+        near = difflib.get_close_matches(spec.layer, layers, n=3)
         hint = f"Did you mean {' or '.join(near)}?" if near else f"The last ones are {', '.join(layers[-5:])}"
-        raise UsageError(f"{spec.ref} has no layer {layer!r}", hint)
-    return create_feature_extractor(model, {layer: "node"})
+        raise UsageError(f"{spec.ref} has no layer {spec.layer!r}", hint)
 
 
 def _layers(model: nn.Module) -> list[str]:
@@ -196,13 +237,24 @@ def _layers(model: nn.Module) -> list[str]:
 
 
 def _pooled(cut: nn.Module, model: nn.Module, size: tuple[int, int], spec: EncoderSpec) -> tuple[nn.Module, str]:
-    from torchvision.models import SqueezeNet, VisionTransformer
+    from torchvision.models import SqueezeNet
 
-    from embedx.encoders.image_layers import TokenLayout, pool_layer
+    from embedx.encoders.image_layers import pool_layer
 
     if spec.layer is None:
         return cut, "avg" if isinstance(model, SqueezeNet) else "none"
-    tokens = TokenLayout()
+    return pool_layer(cut, size, canonical_pooling(spec.pooling), _token_layout(model), _what(spec))
+
+
+def _token_layout(model: nn.Module) -> TokenLayout:
+    from torchvision.models import VisionTransformer
+
+    from embedx.encoders.image_layers import TokenLayout
+
     if isinstance(model, VisionTransformer):
-        tokens = TokenLayout((model.image_size // model.patch_size) ** 2, prefix=1, has_class=True, default="cls")
-    return pool_layer(cut, size, canonical_pooling(spec.pooling), tokens, f"layer {spec.layer} of {spec.ref}")
+        return TokenLayout((model.image_size // model.patch_size) ** 2, prefix=1, has_class=True, default="cls")
+    return TokenLayout()
+
+
+def _what(spec: EncoderSpec) -> str:
+    return f"layer {spec.layer} of {spec.ref}"

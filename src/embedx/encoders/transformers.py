@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,9 @@ def open_encoder(spec: EncoderSpec) -> Encoder:
         return _open_images(spec, folder)
     if spec.preprocess != EncoderSpec("").preprocess:
         raise UsageError(f"{spec.ref} reads texts: preprocess has no effect", "Leave it out")
-    return open_text_encoder(spec, folder, PACKAGES, lambda given: _describe_text(given, folder), _load_text)
+    return open_text_encoder(
+        spec, folder, PACKAGES, lambda given: _describe_text(given, folder), _load_text, _load_texts_together
+    )
 
 
 def list_encoders() -> list[dict[str, Any]]:
@@ -161,12 +164,32 @@ def _load_text(known: KnownCard) -> Any:
     return TextVectors(model, known.recipe["layers"], identity["pooling"])
 
 
+def _load_texts_together(known: Sequence[KnownCard]) -> Any:
+    from embedx.encoders.transformers_modules import SeveralTextVectors, load_text_model
+
+    first = known[0].card
+    model = load_text_model(Path(first.weights_from), first.identity["max_tokens"])
+    return SeveralTextVectors(model, [(one.recipe["layers"], one.card.identity["pooling"]) for one in known])
+
+
 def _open_images(spec: EncoderSpec, folder: Path) -> Encoder:
     for name in ("prompt", "model_args"):
         if getattr(spec, name):
             raise UsageError(f"{spec.ref} reads images: {name} has no effect", "Leave it out")
     weights = str(weights_files(folder)[0])
-    return open_image_encoder(replace(spec, weights=weights), PACKAGES, load_features, folder_state(folder))
+    return open_image_encoder(
+        replace(spec, weights=weights), PACKAGES, load_features, load_together, folder_state(folder)
+    )
+
+
+def load_together(specs: Sequence[EncoderSpec]) -> Any:
+    """Build one image model for several layers and poolings; yields their vectors side by side. Imports torch."""
+    from embedx.encoders.transformers_images import VectorOf, load_image_modules, load_transform
+
+    folder = Path(str(specs[0].weights)).parent
+    size = load_transform(folder).with_overrides(specs[0].preprocess).crop
+    wanted = [VectorOf(parse_layers(spec.layer, spec.ref), canonical_pooling(spec.pooling)) for spec in specs]
+    return load_image_modules(folder, wanted, size, specs[0].ref)
 
 
 def load_features(spec: EncoderSpec) -> ImageFeatures:

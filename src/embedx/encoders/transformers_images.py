@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,8 @@ import transformers
 from torch import nn
 
 from embedx.core.errors import EncoderError, UsageError
-from embedx.encoders.image_layers import TokenLayout, pool_layer
-from embedx.encoders.transformers_modules import load_config, load_model, mean_of_hidden
+from embedx.encoders.image_layers import SideBySide, TokenLayout, Wanted, pool_layer
+from embedx.encoders.transformers_modules import hidden_of, load_config, load_model, mean_of_hidden
 from embedx.encoders.vision import ImageTransform
 
 TOWERS = {
@@ -52,6 +54,58 @@ class ImageNode(nn.Module):
         if self.output == "pooled":
             return {"node": _pooled(self.model(pixel_values=images)).flatten(1)}
         return {"node": mean_of_hidden(self.model, self.layers, pixel_values=images)}
+
+
+@dataclass(frozen=True)
+class VectorOf:
+    """A vector of an image model.
+
+    Attributes:
+        layers: which hidden states are averaged; none is the last one.
+        pooling: one of `vision.POOLINGS`; None is the model's own way.
+    """
+
+    layers: tuple[int, ...]
+    pooling: str | None
+
+
+class ImageNodes(nn.Module):
+    """An image model up to the tensors that are pooled to several vectors.
+
+    Args:
+        model: the library's.
+        nodes: name -> layers and output, as for `ImageNode`.
+    """
+
+    def __init__(self, model: nn.Module, nodes: dict[str, tuple[tuple[int, ...], str]]) -> None:
+        super().__init__()
+        self.model = model
+        self.nodes = nodes
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return name -> tensor of normalised images."""
+        output = self.model(pixel_values=images, output_hidden_states=True)
+        return {
+            name: _pooled(output).flatten(1) if kind == "pooled" else hidden_of(output, layers)
+            for name, (layers, kind) in self.nodes.items()
+        }
+
+
+def load_image_modules(folder: Path, wanted: Sequence[VectorOf], size: tuple[int, int], ref: str) -> nn.Module:
+    """Load an image model once for several vectors; normalised images -> the vectors side by side."""
+    model, has_pooler = _load_tower(folder)
+    with torch.no_grad():
+        output = model(pixel_values=torch.zeros(1, 3, *size), output_hidden_states=True)
+    has_own = model.config.model_type not in CLASS_TOKEN and has_pooler and _pooled(output) is not None
+    owns = [has_own and not one.layers and one.pooling is None for one in wanted]
+    if not any(owns) and getattr(model, "pooler", None) is not None:
+        model.pooler = None
+    nodes = {
+        f"{number}": (one.layers, "pooled" if own else "hidden") for number, (one, own) in enumerate(zip(wanted, owns))
+    }
+    vectors = [Wanted(name, one.pooling, f"layer of {ref}") for name, one in zip(nodes, wanted)]
+    layout = _token_layout(model, output.last_hidden_state)
+    return SideBySide(ImageNodes(model, nodes), size, vectors, layout).eval()
 
 
 def _pooled(output: Any) -> Any:

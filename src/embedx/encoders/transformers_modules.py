@@ -186,9 +186,41 @@ class TextVectors(nn.Module):
         return pool_tokens(hidden, attention_mask, self.pooling)
 
 
+class SeveralTextVectors(nn.Module):
+    """A text model's vectors of several layers and poolings side by side, as `TextVectors` makes each of them.
+
+    Args:
+        model: the library's, without a head.
+        wanted: (layers, pooling) of each vector.
+    """
+
+    def __init__(self, model: nn.Module, wanted: Iterable[tuple[Iterable[int], str]]) -> None:
+        super().__init__()
+        self.model = model
+        self.wanted = [(tuple(layers), pooling) for layers, pooling in wanted]
+        self.eval().requires_grad_(False)
+
+    @property
+    def backbone(self) -> nn.Module:
+        """What may compute in a lower precision: pooling may not."""
+        return self.model
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Return (n, sum of the dims) float32."""
+        output = self.model(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True)
+        hidden = [hidden_of(output, layers) for layers, _ in self.wanted]
+        parts = [pool_tokens(one, attention_mask, pooling) for one, (_, pooling) in zip(hidden, self.wanted)]
+        return torch.cat(parts, dim=1)
+
+
 def mean_of_hidden(model: nn.Module, layers: tuple[int, ...], **inputs: torch.Tensor) -> torch.Tensor:
     """Return the mean of some hidden states; of none, the last one, which has passed the final normalisation."""
+    return hidden_of(model(**inputs, output_hidden_states=True) if layers else model(**inputs), layers)
+
+
+def hidden_of(output: Any, layers: tuple[int, ...]) -> torch.Tensor:
+    """Return the mean of some hidden states of a model's output; of none, the last one."""
     if not layers:
-        return model(**inputs).last_hidden_state
-    states = model(**inputs, output_hidden_states=True).hidden_states
+        return output.last_hidden_state
+    states = output.hidden_states
     return torch.stack([states[layer] for layer in layers]).mean(0) if len(layers) > 1 else states[layers[0]]

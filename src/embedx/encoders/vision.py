@@ -177,23 +177,43 @@ class ImageFeatures:
     licence: str = ""
 
 
+@dataclass(frozen=True)
+class Sharing:
+    """How several layers and poolings of one model share a forward pass.
+
+    Attributes:
+        key: says which model; equal for those that can.
+        load: specs -> the torch module, normalised images -> their vectors side by side.
+    """
+
+    key: str
+    load: Callable[[Sequence[EncoderSpec]], Any]
+
+
 class ImageEncoder:
     """An encoder of RGB images; `card` is all it needs until `build`.
 
     Args:
         card: what the encoder is.
         load: builds the torch module, normalised images -> vectors; called by `build`.
+        sharing: how it shares a forward pass with other layers and poolings of its model; None is not at all.
     """
 
-    def __init__(self, card: EncoderCard, load: Callable[[], Any]) -> None:
+    def __init__(self, card: EncoderCard, load: Callable[[], Any], sharing: Sharing | None = None) -> None:
         self._card = card
         self._load = load
+        self._sharing = sharing
         self.transform = ImageTransform.from_dict(card.identity["preprocessing"])
 
     @property
     def card(self) -> EncoderCard:
         """What the encoder is."""
         return self._card
+
+    @property
+    def preparation(self) -> tuple[str, ImageTransform]:
+        """What encoders share which prepare images alike."""
+        return "image", self.transform
 
     def prepare(self, items: Sequence[Any]) -> Prepared:
         """Resize and crop upright RGB images to (3, height, width) uint8; thread-safe.
@@ -232,6 +252,19 @@ class ImageEncoder:
 
         return PixelsToVectors(self._load(), self.transform.mean, self.transform.std)
 
+    @property
+    def forward_key(self) -> tuple[str, ImageTransform] | None:
+        """What encoders share which one forward pass can serve."""
+        return (self._sharing.key, self.transform) if self._sharing else None
+
+    def build_with(self, others: Sequence[ImageEncoder]) -> Any:
+        """Return the torch module of this encoder and others of its model: their vectors side by side."""
+        from embedx.encoders.image_module import PixelsToVectors
+
+        assert self._sharing is not None
+        specs = [EncoderSpec.from_dict(encoder.card.spec) for encoder in (self, *others)]
+        return PixelsToVectors(self._sharing.load(specs), self.transform.mean, self.transform.std)
+
     def canaries(self) -> list[Any]:
         """Return six generated images of several shapes, the same on every machine."""
         return canary_images()
@@ -260,7 +293,11 @@ def canary_images() -> list[Image]:
 
 
 def open_image_encoder(
-    spec: EncoderSpec, packages: Sequence[str], load: Callable[[EncoderSpec], ImageFeatures], beside: Any = None
+    spec: EncoderSpec,
+    packages: Sequence[str],
+    load: Callable[[EncoderSpec], ImageFeatures],
+    load_together: Callable[[Sequence[EncoderSpec]], Any] | None = None,
+    beside: Any = None,
 ) -> ImageEncoder:
     """Open an encoder by its remembered card, or build the model once to make the card.
 
@@ -268,6 +305,8 @@ def open_image_encoder(
         spec: which encoder.
         packages: installed packages whose versions can change the model's graph.
         load: the family's way from a spec to features; imports torch.
+        load_together: its way from specs of one model, of several layers and poolings, to a module that yields their
+            vectors side by side; None where it has none.
         beside: JSON-able; what else the card depends on, such as the state of a configuration file.
 
     Raises:
@@ -280,7 +319,12 @@ def open_image_encoder(
         known.check_weights()
         return load(EncoderSpec.from_dict(known.card.spec)).module
 
-    return ImageEncoder(known.card, reload)
+    def reload_together(specs: Sequence[EncoderSpec]) -> Any:
+        known.check_weights()
+        assert load_together is not None
+        return load_together(specs)
+
+    return ImageEncoder(known.card, reload, Sharing(known.model_key, reload_together) if load_together else None)
 
 
 def _describe(spec: EncoderSpec, features: ImageFeatures) -> KnownCard:

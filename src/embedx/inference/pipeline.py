@@ -1,55 +1,26 @@
-"""The loop that embeds the items of a shard: fetch, prepare, batch, forward, check; bounded and overlapping."""
+"""The loop that embeds the items of a shard: fetch, prepare, batch, forward, check; bounded and overlapping.
+
+Several encoders share it: each item is fetched once, and prepared once for all encoders that prepare alike.
+"""
 
 from __future__ import annotations
 
-import threading
-import time
-from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
-from embedx.core.batches import plan_batches
-from embedx.core.contracts import Broken, Encoder, Forwarded, Prepared, Runtime
+from embedx.core.batches import TOKENS_STEP, plan_batches, round_up
+from embedx.core.contracts import Broken, Encoder, EncoderCard, Forwarded, Prepared, Runtime
+from embedx.inference.clock import Clock
+from embedx.inference.feed import Feed, Fetch
 
 MAX_BATCH_ITEMS = 512
 
-TEXT_CHUNK = 512
-IMAGE_CHUNK = 1
-"""Items prepared at a time by one thread. One image: decoded, a large photo is a hundred times its cropped square."""
-
-IMAGE_WINDOW = 256
-"""Images held decoded at a time: a quarter of a gigabyte of float inputs at most. Texts need no window: tokens are
-small, and sorting the whole shard by length is what saves padding."""
-
 NOT_FINITE = Broken("forward", "NotFinite", "the encoder's vector has NaN or infinite values")
-
-Fetch = Callable[[int, int], Sequence[Any]]
-"""(start, stop) -> the content of those items, or a Broken in its place."""
-
-
-@dataclass
-class Clock:
-    """Busy seconds per stage, summed over threads."""
-
-    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Count the time of the block to a stage."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            elapsed = time.perf_counter() - started
-            with self._lock:
-                self.seconds[name] += elapsed
 
 
 @dataclass(frozen=True)
@@ -70,24 +41,30 @@ class Embedded:
 
 
 class _Gathered:
-    """The results of a shard while they come in, at the rows of their items.
+    """The vectors of one output of a forward pass while they come in, at the rows of their items.
 
     Args:
         count: items of the shard.
-        dim: length of a vector.
+        output: whose vectors.
     """
 
-    def __init__(self, count: int, dim: int) -> None:
-        self.vectors = np.empty((count, dim), dtype=np.float32)
+    def __init__(self, count: int, output: Output) -> None:
+        self.output = output
+        self.vectors = np.empty((count, output.card.dim), dtype=np.float32)
         self.done = np.zeros(count, dtype=bool)
         self.failures: dict[int, Broken] = {}
         self.sums: Counter[str] = Counter()
 
     def put(self, rows: np.ndarray, result: Forwarded) -> None:
         """Keep the vectors of some rows; those that failed or are not finite become failures."""
-        good = np.isfinite(result.vectors).all(axis=1)
+        vectors = result.vectors[:, self.output.columns]
+        if self.output.card.normalized:
+            # In float32 here, whatever precision the runtime used: a unit vector is promised to have length 1.
+            with np.errstate(invalid="ignore", divide="ignore"):
+                vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        good = np.isfinite(vectors).all(axis=1)
         good[list(result.failures)] = False
-        self.vectors[rows[good]] = result.vectors[good]
+        self.vectors[rows[good]] = vectors[good]
         self.done[rows[good]] = True
         for place in np.flatnonzero(~good).tolist():
             self.failures[int(rows[place])] = result.failures.get(place, NOT_FINITE)
@@ -99,6 +76,25 @@ class _Gathered:
         return Embedded(vectors, positions, self.failures, dict(self.sums))
 
 
+@dataclass(frozen=True)
+class Output:
+    """One encoder's part of what a forward pass yields.
+
+    Attributes:
+        card: the encoder's.
+        columns: where its vector stands in the pass's.
+    """
+
+    card: EncoderCard
+    columns: slice
+
+
+def plan_outputs(cards: Sequence[EncoderCard]) -> tuple[Output, ...]:
+    """Return the outputs of a pass that yields the vectors of some encoders side by side."""
+    stops = np.cumsum([card.dim for card in cards]).tolist()
+    return tuple(Output(card, slice(stop - card.dim, stop)) for card, stop in zip(cards, stops))
+
+
 class Embedder:
     """An encoder on a runtime with the threads around it; shared by the tasks of a process.
 
@@ -106,87 +102,42 @@ class Embedder:
         encoder: prepares and collates.
         runtime: executes.
         prepare_threads: threads that fetch, decode and tokenise.
+        cards: of the encoders whose vectors the runtime yields side by side; none is the encoder's own.
     """
 
-    def __init__(self, encoder: Encoder, runtime: Runtime, prepare_threads: int) -> None:
+    def __init__(
+        self, encoder: Encoder, runtime: Runtime, prepare_threads: int, cards: Sequence[EncoderCard] = ()
+    ) -> None:
         self.encoder = encoder
         self.runtime = runtime
-        self._preparing = ThreadPoolExecutor(prepare_threads, thread_name_prefix="embedx-prepare")
+        self.outputs = plan_outputs(cards or [encoder.card])
+        self.preparing = ThreadPoolExecutor(prepare_threads, thread_name_prefix="embedx-prepare")
         self._forwarding = ThreadPoolExecutor(runtime.parallel_requests, thread_name_prefix="embedx-forward")
 
-    def embed(self, count: int, fetch: Fetch, clock: Clock | None = None) -> Embedded:
+    def embed(self, count: int, fetch: Fetch, clock: Clock | None = None, output: int = 0) -> Embedded:
         """Embed items 0..count-1; failed ones come back as values and cost no other item anything."""
-        clock = clock or Clock()
-        card = self.encoder.card
-        gathered = _Gathered(count, card.dim)
-        window = max(1, count) if card.modality == "text" else IMAGE_WINDOW
-        chunk = TEXT_CHUNK if card.modality == "text" else IMAGE_CHUNK
-        for prepared, start in self._windows(count, window, chunk, fetch, clock):
-            gathered.failures.update({start + position: broken for position, broken in prepared.failures.items()})
-            gathered.sums["truncated"] += prepared.truncated
-            gathered.sums.update(prepared.counts)
-            self._forward_all(prepared, start, clock, gathered)
-        return gathered.result()
+        return embed_together([self], count, fetch, [clock or Clock()])[0][output]
 
-    def _windows(
-        self, count: int, window: int, chunk: int, fetch: Fetch, clock: Clock
-    ) -> Iterator[tuple[Prepared, int]]:
-        """Yield prepared windows in order; the next one is being prepared while a window is used."""
-
-        def prepare(start: int, stop: int) -> Prepared:
-            with clock.stage("read"):
-                items = fetch(start, stop)
-            with clock.stage("prepare"):
-                return self.encoder.prepare(items)
-
-        def launch(start: int) -> list[tuple[int, Future[Prepared]]]:
-            stop = min(count, start + window)
-            edges = range(start, stop, chunk)
-            return [(edge, self._preparing.submit(prepare, edge, min(stop, edge + chunk))) for edge in edges]
-
-        ahead: deque[tuple[int, list[tuple[int, Future[Prepared]]]]] = deque()
-        starts = iter(range(0, count, window))
-        for start in starts:
-            ahead.append((start, launch(start)))
-            if len(ahead) == 2:
-                yield self._joined(ahead.popleft(), clock)
-        while ahead:
-            yield self._joined(ahead.popleft(), clock)
-
-    @staticmethod
-    def _joined(pending: tuple[int, list[tuple[int, Future[Prepared]]]], clock: Clock) -> tuple[Prepared, int]:
-        start, parts = pending
-        items: list[Any] = []
-        positions = []
-        failures: dict[int, Broken] = {}
-        truncated = 0
-        counts: Counter[str] = Counter()
-        for edge, future in parts:
-            with clock.stage("wait_prepare"):
-                part = future.result()
-            items.extend(part.items)
-            positions.append(part.positions + (edge - start))
-            failures.update({position + edge - start: broken for position, broken in part.failures.items()})
-            truncated += part.truncated
-            counts.update(part.counts)
-        joined = np.concatenate(positions) if positions else np.empty(0, dtype=np.int64)
-        return Prepared(items, joined, failures, truncated, dict(counts)), start
-
-    def _forward_all(self, prepared: Prepared, start: int, clock: Clock, gathered: _Gathered) -> None:
+    def forward_all(self, prepared: Prepared, start: int, clock: Clock, gathered: Sequence[_Gathered]) -> None:
+        """Run prepared items through the encoder and gather their vectors, at their positions after `start`."""
         costs = self.encoder.cost(prepared)
-        batches = plan_batches(costs, self.runtime.batch_budget(self.encoder.card.modality), MAX_BATCH_ITEMS)
+        modality = self.encoder.card.modality
+        step = TOKENS_STEP if modality == "text" else 1
+        batches = plan_batches(costs, self.runtime.batch_budget(modality), MAX_BATCH_ITEMS, step)
+        sums = gathered[0].sums
         for batch in batches:
-            gathered.sums["cost"] += int(costs[batch].sum())
-            gathered.sums["padded_cost"] += int(costs[batch].max()) * len(batch)
-        gathered.sums["batches"] += len(batches)
+            sums["cost"] += int(costs[batch].sum())
+            sums["padded_cost"] += round_up(int(costs[batch].max()), step) * len(batch)
+        sums["batches"] += len(batches)
 
         def run(batch: np.ndarray) -> None:
             entries = [prepared.items[position] for position in batch]
             with clock.stage("collate"):
                 inputs = self.encoder.collate(entries)
             with clock.stage("forward"):
-                result = self.runtime.forward(inputs)
-            gathered.put(prepared.positions[batch] + start, self._checked(result, len(batch)))
+                result = self._checked(self.runtime.forward(inputs), len(batch))
+            for part in gathered:
+                part.put(prepared.positions[batch] + start, result)
 
         with clock.stage("wait_forward"):
             # In the caller's context: a remote encoder counts its requests with the meter of the task it works for.
@@ -200,19 +151,43 @@ class Embedder:
                 raise
 
     def _checked(self, result: np.ndarray | Forwarded, count: int) -> Forwarded:
-        """Return a batch's vectors, of length 1 where the encoder promises that."""
-        card = self.encoder.card
-        failures = result.failures if isinstance(result, Forwarded) else {}
-        vectors = result.vectors if isinstance(result, Forwarded) else result
-        if vectors.shape != (count, card.dim):
-            raise ValueError(f"{card.ref} gave vectors of shape {vectors.shape}, not {(count, card.dim)}")
-        if not card.normalized:
-            return Forwarded(vectors, failures)
-        # In float32 here, whatever precision the runtime used: a unit vector is promised to have length 1.
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return Forwarded(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), failures)
+        forwarded = result if isinstance(result, Forwarded) else Forwarded(result)
+        wanted = (count, self.outputs[-1].columns.stop)
+        if forwarded.vectors.shape != wanted:
+            raise ValueError(f"{self.encoder.card.ref} gave vectors of shape {forwarded.vectors.shape}, not {wanted}")
+        return forwarded
 
     def close(self) -> None:
         """Stop the threads."""
-        self._preparing.shutdown(wait=False, cancel_futures=True)
+        self.preparing.shutdown(wait=False, cancel_futures=True)
         self._forwarding.shutdown(wait=False, cancel_futures=True)
+
+
+def embed_together(
+    embedders: Sequence[Embedder], count: int, fetch: Fetch, clocks: Sequence[Clock]
+) -> list[list[Embedded]]:
+    """Embed items 0..count-1 with several encoders of one modality; each item is fetched once.
+
+    The encoders take turns over a window of items: one forward pass at a time already uses all cores.
+
+    Args:
+        embedders: what to run.
+        count: items.
+        fetch: gives them.
+        clocks: one for each embedder; what several share counts to the first of them.
+
+    Returns:
+        For each embedder, what came of each of its outputs.
+    """
+    gathered = [[_Gathered(count, output) for output in embedder.outputs] for embedder in embedders]
+    encoders = [embedder.encoder for embedder in embedders]
+    feed = Feed(encoders, embedders[0].preparing, fetch, clocks)
+    for start, prepared in feed.iterate(count):
+        for embedder, clock, own, way in zip(embedders, clocks, gathered, feed.ways):
+            mine = prepared[way]
+            for part in own:
+                part.failures.update({start + position: broken for position, broken in mine.failures.items()})
+                part.sums["truncated"] += mine.truncated
+                part.sums.update(mine.counts)
+            embedder.forward_all(mine, start, clock, own)
+    return [[part.result() for part in own] for own in gathered]

@@ -1,37 +1,34 @@
-"""The extract step: plan, run shard tasks on Dask, publish one version; resumes whatever was interrupted."""
+"""The extract step: plan, run shard tasks on Dask, publish one version of each store; resumes what was interrupted."""
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 
-from embedx.core.errors import FingerprintMismatchError, StoreError
-from embedx.core.meter import Meter, metered
+from embedx.core.errors import EmbedxError, FingerprintMismatchError, StoreError
+from embedx.core.meter import Meter, current_meter, metered
 from embedx.core.paths import write_json
-from embedx.core.phases import Phases
 from embedx.core.reports import Progress, ProgressHook, Report, no_progress
 from embedx.core.specs import ExtractSpec, Resources
 from embedx.engine.cluster import Cluster, open_cluster
 from embedx.engine.interrupts import Interrupts, draining_on_signals
-from embedx.engine.window import Outcome, Task, Window
 from embedx.inference.gates import measure_fidelity
 from embedx.steps.bottleneck import write_trace
-from embedx.steps.extract_report import report_extraction
-from embedx.steps.extract_shard import ShardJob, extract_shard
-from embedx.steps.flight import Run, check_workers, make_job, raise_outcome, try_encoder
-from embedx.steps.opening import open_all
-from embedx.steps.planning import Planning, make_plan
-from embedx.steps.poison import find_poison
+from embedx.steps.extract_report import report_several, report_store
+from embedx.steps.flight import Extraction, Run, check_workers, make_jobs, try_encoder
+from embedx.steps.opening import Opened, open_all
+from embedx.steps.plan import Planning
+from embedx.steps.planning import make_plans
 from embedx.steps.publishing import RESUME, Publication, clean_up, mark_begun, publish
-from embedx.steps.rewrite_shard import rewrite_shard
+from embedx.steps.shard_tasks import run_tasks
 from embedx.store import delta, runs
+from embedx.store.layout import StoreLayout
 from embedx.store.reader import StoreCard
-from embedx.store.shards import Receipt
 
 CANARY_MIN_COSINE = 0.999
 """Between a store's canary vectors and today's: below it some library changed what the encoder computes."""
@@ -51,47 +48,76 @@ def extract(spec: ExtractSpec, resources: Resources | None = None, progress: Pro
     Raises:
         EmbedxError: see `core.errors`; nothing is half-published.
     """
-    resources = resources or Resources()
-    with metered(Meter(resources.max_requests)):
-        return _extract(spec, resources, progress)
+    extraction, (report,) = _extract([spec], Extraction(spec.out, resources or Resources(), progress))
+    if error := extraction.runs[0].error:
+        raise error
+    return report
 
 
-def _extract(spec: ExtractSpec, resources: Resources, progress: ProgressHook) -> Report:
-    phases = Phases()
-    if resources.profile is not None:
-        write_trace(resources.profile, phases, [])  # A path that cannot be written is said now, not after hours.
-    with phases.span("open"):
-        _, _, understood = open_all(spec)  # What is wrong is said before anything is written.
-    with runs.writing(spec.out) as store, draining_on_signals() as interrupts:
-        # Again, under the lock: another run may have created or changed the store meanwhile.
-        store_card, card, corpus = open_all(spec, understood.sources)
-        snapshot, history = delta.open_snapshot(spec.out), runs.read_history(store)
-        layout = store.run(runs.new_run_name(store, snapshot.sequence))
-        try:
-            with phases.span("plan"):
-                plan = make_plan(Planning(spec, corpus, card, store_card, snapshot, history, store, progress), layout)
-            interrupts.check("stopped while planning", "Nothing was begun; run the same command again")
-            publication = Publication(store, plan, history, store_card, spec.max_failures)
-            run = Run(spec, resources, progress, card, corpus, publication, phases)
-            if plan.is_empty:
-                _discard_unwanted(publication)
-                if resources.profile is not None:
-                    write_trace(resources.profile, phases, [])
-                return report_extraction(run, snapshot.version)
-            if plan.shard_rows or plan.new_rewrites:
-                _check_space(run)
-                _compute(run, interrupts)
-            with phases.span("publish"):
-                version = publish(publication)
-        finally:
-            # Without its marker a plan is of no use to anybody.
-            if not layout.file("run.json").exists():
-                runs.discard_record(layout)
-        report = report_extraction(run, version)
-        clean_up(publication, report)
-        if resources.profile is not None:
-            write_trace(resources.profile, phases, publication.receipts)
-        return report
+def extract_several(
+    specs: Sequence[ExtractSpec], resources: Resources | None = None, progress: ProgressHook = no_progress
+) -> Report:
+    """Embed a corpus with several encoders, each to a store of its own: every item is read and decoded once.
+
+    Args:
+        specs: one for each store, alike but for the encoder and the store (see `core.specs.spread`).
+        resources: how.
+        progress: called with the present state.
+
+    Returns:
+        The report of all: `stores`, each as `extract` reports it, and what they share. A store that could not be
+        published has an `error`, and the report has the first of them; the others are published all the same.
+
+    Raises:
+        EmbedxError: nothing of any store could be begun, or the run was interrupted.
+    """
+    extraction, reports = _extract(specs, Extraction(specs[0].out.parent, resources or Resources(), progress))
+    return report_several(extraction, reports)
+
+
+def _extract(specs: Sequence[ExtractSpec], extraction: Extraction) -> tuple[Extraction, list[Report]]:
+    profile = extraction.resources.profile
+    with metered(Meter(extraction.resources.max_requests)):
+        if profile is not None:
+            # A path that cannot be written is said now, not after hours.
+            write_trace(profile, extraction.phases, [])
+        with extraction.phases.span("open"):
+            understood = open_all(specs)  # What is wrong is said before anything is written.
+        with ExitStack() as stack, draining_on_signals() as interrupts:
+            stores = [stack.enter_context(runs.writing(spec.out)) for spec in specs]
+            # Again, under the lock: another run may have created or changed a store meanwhile.
+            opened = open_all(specs, understood[0].corpus.sources)
+            try:
+                _plan(extraction, opened, stores)
+                interrupts.check("stopped while planning", "Nothing was begun; run the same command again")
+                for run in extraction.runs:
+                    if run.publication.plan.is_empty:
+                        _discard_unwanted(run.publication)
+                if any(run.has_tasks for run in extraction.runs):
+                    _check_space(extraction)
+                    _compute(extraction, interrupts)
+                _publish(extraction)
+            finally:
+                for layout in extraction.layouts:
+                    # Without its marker a plan is of no use to anybody.
+                    if not layout.file("run.json").exists():
+                        runs.discard_record(layout)
+            return extraction, _report(extraction)
+
+
+def _plan(extraction: Extraction, opened: Sequence[Opened], stores: Sequence[StoreLayout]) -> None:
+    plannings = []
+    for one, store in zip(opened, stores):
+        snapshot, history = delta.open_snapshot(one.spec.out), runs.read_history(store)
+        extraction.layouts.append(store.run(runs.new_run_name(store, snapshot.sequence)))
+        plannings.append(
+            Planning(one.spec, one.corpus, one.card, one.store_card, snapshot, history, store, extraction.progress)
+        )
+    with extraction.phases.span("plan"):
+        plans, extraction.shards = make_plans(plannings, extraction.layouts)
+    for one, planning, plan in zip(opened, plannings, plans):
+        publication = Publication(planning.store, plan, planning.history, one.store_card, one.spec.max_failures)
+        extraction.runs.append(Run(one.spec, one.card, one.corpus, publication, version=plan.snapshot.version))
 
 
 def _discard_unwanted(publication: Publication) -> None:
@@ -102,54 +128,65 @@ def _discard_unwanted(publication: Publication) -> None:
         runs.discard_record(publication.store.run(name))
 
 
-def _check_space(run: Run) -> None:
+def _check_space(extraction: Extraction) -> None:
     """Refuse to begin what the disk cannot hold: new vectors at their raw size, which is an upper bound."""
-    plan = run.publication.plan
-    replaced = {rewrite.path for _, rewrite in plan.new_rewrites}
-    rewritten = sum(file.size_bytes for file in plan.snapshot.files if file.path in replaced)
-    wanted = plan.new_rows * run.card.dim * 4 + rewritten
-    free = shutil.disk_usage(run.publication.store.root).free
+    wanted = 0
+    for run in extraction.runs:
+        plan = run.publication.plan
+        replaced = {rewrite.path for _, rewrite in plan.new_rewrites}
+        rewritten = sum(file.size_bytes for file in plan.snapshot.files if file.path in replaced)
+        wanted += plan.new_rows * run.card.dim * 4 + rewritten
+    root = extraction.root
+    free = shutil.disk_usage(root).free
     if wanted > free:
         raise StoreError(
-            f"{run.publication.store.root} needs up to {wanted / 1e9:.1f} GB, {free / 1e9:.1f} GB are free",
+            f"{root} needs up to {wanted / 1e9:.1f} GB, {free / 1e9:.1f} GB are free",
             "Make room, or choose another --out",
         )
 
 
-def _compute(run: Run, interrupts: Interrupts) -> None:
-    """Run the plan's shard tasks; receipts are gathered in the publication."""
-    plan = run.publication.plan
-    state = Progress("extract", plan.planned, plan.adopted_items, plan.adopted_failed, plan.adopted_items)
+def _compute(extraction: Extraction, interrupts: Interrupts) -> None:
+    """Run the plans' shard tasks; receipts are gathered in the publications."""
+    plans = [run.publication.plan for run in extraction.runs]
+    reused = sum(plan.adopted_items for plan in plans)
+    state = Progress(
+        "extract", sum(plan.planned for plan in plans), reused, sum(plan.adopted_failed for plan in plans), reused
+    )
     state.note = "starting workers"
-    run.progress(state)
+    extraction.progress(state)
     try:
         with ExitStack() as stack:
-            with run.phases.span("start workers"):
-                cluster = stack.enter_context(open_cluster(run.resources))
-                job = make_job(run, cluster)
-                check_workers(cluster, job)
-            if plan.shard_rows:
+            with extraction.phases.span("start workers"):
+                cluster = stack.enter_context(open_cluster(extraction.resources))
+                extraction.jobs = make_jobs(extraction, cluster)
+                for job in extraction.jobs:
+                    check_workers(cluster, job)
+            if extraction.shards:
                 state.note = "loading the encoder"
-                run.progress(state)
-                with run.phases.span("try encoder"):
-                    job = _fly(run, cluster, job, interrupts)
-            mark_begun(run.publication)
+                extraction.progress(state)
+                with extraction.phases.span("try encoder"):
+                    for store, run in enumerate(extraction.runs):
+                        if run.publication.plan.shard_rows:
+                            _fly(extraction, store, cluster, interrupts)
+            for run in extraction.runs:
+                if run.has_tasks:
+                    mark_begun(run.publication)
             interrupts.check("stopped before the first shard", RESUME)
             state.note, state.started = "", time.monotonic()
-            with run.phases.span("embed"):
-                _run_tasks(run, cluster, job, state, interrupts)
+            with extraction.phases.span("embed"):
+                run_tasks(extraction, cluster, state, interrupts)
     finally:
-        run.progress(replace(state, note="done"))
-    interrupts.check(
-        f"stopped after {len(run.publication.receipts)} of {len(plan.shard_rows) + len(plan.new_rewrites)} shards",
-        RESUME,
-    )
+        extraction.progress(replace(state, note="done"))
+    done = sum(len(run.publication.receipts) for run in extraction.runs)
+    planned = sum(len(plan.shard_rows) + len(plan.new_rewrites) for plan in plans)
+    interrupts.check(f"stopped after {done} of {planned} shards", RESUME)
 
 
-def _fly(run: Run, cluster: Cluster, job: ShardJob, interrupts: Interrupts) -> ShardJob:
-    """Try the encoder on a worker before the first shard; a new store gets its precision and card."""
+def _fly(extraction: Extraction, store: int, cluster: Cluster, interrupts: Interrupts) -> None:
+    """Try a store's encoder on a worker before the first shard; a new store gets its precision and card."""
+    run, job = extraction.runs[store], extraction.jobs[store]
     known = run.publication.card
-    flown = try_encoder(run, cluster, job, interrupts)
+    flown = try_encoder(extraction, store, cluster, interrupts)
     run.preflight = flown
     if known is None:
         card = StoreCard(
@@ -165,69 +202,35 @@ def _fly(run: Run, cluster: Cluster, job: ShardJob, interrupts: Interrupts) -> S
         )
         write_json(run.publication.store.encoder, card.to_dict())
         run.publication.card = card
-        return replace(job, precision=flown.precision, jpeg_side=flown.jpeg_side)
+        extraction.jobs[store] = replace(job, precision=flown.precision, jpeg_side=flown.jpeg_side)
+        return
     fidelity = measure_fidelity(np.array(flown.canaries), np.array(known.canaries))
     if fidelity.raw_min < CANARY_MIN_COSINE:
         raise FingerprintMismatchError(
             f"{run.card.ref} computes other vectors than when {run.spec.out} was created ({fidelity.describe()})",
             "A library or driver changed; use the versions of then, or extract to another --out",
         )
-    return job
 
 
-def _run_tasks(run: Run, cluster: Cluster, job: ShardJob, state: Progress, interrupts: Interrupts) -> None:
-    """Run the plan's tasks; then, one at a time and alone, those that killed or hung their workers."""
-    tally = _Tally(run, state, interrupts)
-    for outcome in Window(cluster.client, cluster.slots, tally.should_stop).iterate(_tasks(run, job)):
-        tally.accept(outcome)
-    alone = Window(cluster.client, 1, tally.should_stop)
-    for task in tally.suspects:
-        state.note = f"looking for the item of {task.key} that kills or hangs workers"
-        run.progress(state)
-        _, shard = task.arguments[:2]
-        rows = run.publication.plan.shard_rows[shard]
-        quarantined = tuple(find_poison(alone, job, shard, rows))
-        if tally.should_stop():
-            break
-        for outcome in alone.iterate([Task(f"{task.key}-rest", extract_shard, (job, shard, quarantined))]):
-            tally.accept(outcome, alone=True)
-    if tally.broken:
-        raise_outcome(tally.broken[0])
+def _publish(extraction: Extraction) -> None:
+    """Publish each store by itself: what fails one of several is its own error."""
+    for run in extraction.runs:
+        if run.error is None and not run.publication.plan.is_empty:
+            with extraction.phases.span("publish"):
+                try:
+                    run.version = publish(run.publication)
+                except EmbedxError as error:
+                    run.error = error
 
 
-@dataclass
-class _Tally:
-    """What came of the tasks so far."""
-
-    run: Run
-    state: Progress
-    interrupts: Interrupts
-    broken: list[Outcome] = field(default_factory=list)
-    suspects: list[Task] = field(default_factory=list)
-
-    def should_stop(self) -> bool:
-        return bool(self.interrupts.signal_number or self.broken)
-
-    def accept(self, outcome: Outcome | None, alone: bool = False) -> None:
-        if self.interrupts.signal_number:
-            self.state.note = "stopping: waiting for the shards in work"
-        if outcome is not None and outcome.error is None:
-            receipt: Receipt = outcome.result
-            self.run.publication.receipts.append(receipt)
-            runs.note_receipt(self.run.publication.plan.layout, receipt)
-            if outcome.task.function is extract_shard:
-                self.state.done += receipt.items
-                self.state.failed += receipt.failed
-        elif outcome is not None and outcome.is_suspect and not alone and outcome.task.function is extract_shard:
-            self.suspects.append(outcome.task)
-        elif outcome is not None:
-            self.broken.append(outcome)
-        self.run.progress(self.state)
-
-
-def _tasks(run: Run, job: ShardJob) -> Iterator[Task]:
-    plan, name = run.publication.plan, run.publication.plan.layout.run
-    for shard, rewrite in plan.new_rewrites:
-        yield Task(f"rewrite-{name}-{shard:05d}", rewrite_shard, (job, shard, rewrite.path, rewrite.group))
-    for shard in range(len(plan.shard_rows)):
-        yield Task(f"extract-{name}-{shard:05d}", extract_shard, (job, shard))
+def _report(extraction: Extraction) -> list[Report]:
+    """Report on each store and clean up behind those that have a new version."""
+    extraction.usage = current_meter().sums()
+    reports = [report_store(extraction, run) for run in extraction.runs]
+    for run, report in zip(extraction.runs, reports):
+        if run.error is None and not run.publication.plan.is_empty:
+            clean_up(run.publication, report)
+    if extraction.resources.profile is not None:
+        receipts = [receipt for run in extraction.runs for receipt in run.publication.receipts]
+        write_trace(extraction.resources.profile, extraction.phases, receipts)
+    return reports

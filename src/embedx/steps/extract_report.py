@@ -6,31 +6,28 @@ import time
 
 import psutil
 
-from embedx.core.contracts import EncoderCard
-from embedx.core.meter import current_meter
 from embedx.core.reports import Report
 from embedx.corpora.listing import Corpus
 from embedx.steps.bottleneck import describe_bottleneck, encoder_busy_share, sum_stages
-from embedx.steps.flight import Run
-from embedx.steps.planning import Plan
+from embedx.steps.flight import Extraction, Run
+from embedx.steps.plan import Plan
 from embedx.steps.publishing import Publication
 from embedx.store import delta
 
 
-def report_extraction(run: Run, version: int) -> Report:
-    """Return the report of `extract`."""
+def report_store(extraction: Extraction, run: Run) -> Report:
+    """Return the report on one store: that of `extract`, with `error` where the store got no new version."""
     publication, corpus, card, preflight = run.publication, run.corpus, run.card, run.preflight
     plan, known = publication.plan, publication.card
     own_items = sum(receipt.embedded for receipt in publication.embedded)
     embedded = own_items + plan.kinds.get("adopted", 0)
     failed = sum(receipt.failed for receipt in publication.receipts) + plan.adopted_failed
-    # A clock that was set back must not make a run of negative length.
-    seconds = max(0.0, time.time() - psutil.Process().create_time())
+    seconds = _seconds()
     stages, counts = sum_stages(publication.receipts)
     report: Report = {
         "out": str(publication.store.root),
         "run": None if plan.is_empty else plan.layout.run,
-        "version": version,
+        "version": run.version,
         "items": item_counts(plan, corpus, embedded, failed),
         "rows": delta.open_snapshot(publication.store.root).rows,
         "ignored_by_type": dict(corpus.ignored),
@@ -42,10 +39,8 @@ def report_extraction(run: Run, version: int) -> Report:
         "rewritten_bytes": sum(receipt.size_bytes for receipt in publication.rewritten),
         "seconds": round(seconds, 3),
         "items_per_s": round(own_items / seconds, 1) if seconds else 0.0,
-        "bottleneck": describe_bottleneck(stages, corpus.kind, known.precision if known else ""),
-        "encoder_busy_share": encoder_busy_share(stages),
+        **_where_time_went(extraction),
         "stage_seconds": {name: round(value, 2) for name, value in sorted(stages.items())},
-        "phase_seconds": {name: round(value, 3) for name, value in run.phases.seconds().items()},
         "encoder": {
             "ref": card.ref,
             "fingerprint": card.fingerprint,
@@ -63,12 +58,67 @@ def report_extraction(run: Run, version: int) -> Report:
         report["reduced_jpegs"] = counts["reduced"]
     if corpus.kind == "text":
         report |= _text_counts(publication)
-    if usage := current_meter().sums():
-        report["usage"] = usage
+    if len(extraction.runs) == 1 and extraction.usage:
+        report["usage"] = extraction.usage
     if words := counts.get("words"):
         shares = {name: counts[f"{name}_words"] / words for name in ("unknown", "composed")}
         report["words"] = {"read": words, **{f"{name}_share": round(share, 4) for name, share in shares.items()}}
+    if run.error is not None:
+        report["error"] = run.error.to_dict()
     return report
+
+
+def report_several(extraction: Extraction, stores: list[Report]) -> Report:
+    """Return the report of an extraction to several stores.
+
+    What was read and decoded is counted once; `items` are sums over the stores, but for `listed`.
+
+    Args:
+        extraction: at its end.
+        stores: the reports on its stores.
+    """
+    stages, counts = sum_stages(extraction.receipts)
+    seconds = _seconds()
+    items = {name: sum(store["items"][name] for store in stores) for name in SUMMED}
+    report: Report = {
+        "out": str(extraction.root),
+        "stores": stores,
+        "items": {"listed": stores[0]["items"]["listed"], "read": counts["items_read"], **items},
+        "bytes_read": counts["bytes_read"],
+        "read_seconds": round(stages["read"], 2),
+        "seconds": round(seconds, 3),
+        "items_per_s": round(counts["items_read"] / seconds, 1) if seconds else 0.0,
+        **_where_time_went(extraction),
+        "stage_seconds": {name: round(value, 2) for name, value in sorted(stages.items())},
+    }
+    if extraction.usage:
+        report["usage"] = extraction.usage
+    if failed := [run for run in extraction.runs if run.error is not None]:
+        error = failed[0].error.to_dict()  # type: ignore[union-attr]
+        count = f"{len(failed)} of {len(stores)} stores got no new version; " if len(stores) > 1 else ""
+        report["error"] = {**error, "message": f"{count}{failed[0].publication.store.root}: {error['message']}"}
+    return report
+
+
+SUMMED = ("planned", "embedded", "failed", "unchanged", "updated", "removed", "failed_before")
+"""Counts of items that a report on several stores adds up."""
+
+
+def _seconds() -> float:
+    """Return the seconds since this process began; a clock that was set back must not make a negative length."""
+    return max(0.0, time.time() - psutil.Process().create_time())
+
+
+def _where_time_went(extraction: Extraction) -> Report:
+    """Return what all stores of a run share: its tasks read for all of them."""
+    stages, _ = sum_stages(extraction.receipts)
+    cards = [run.publication.card for run in extraction.runs]
+    precisions = sorted(card.precision for card in cards if card)
+    return {
+        "bottleneck": describe_bottleneck(stages, extraction.runs[0].corpus.kind, (precisions or [""])[-1]),
+        "encoder_busy_share": encoder_busy_share(stages),
+        "phase_seconds": {name: round(value, 3) for name, value in extraction.phases.seconds().items()},
+    }
 
 
 def _text_counts(publication: Publication) -> Report:
@@ -86,13 +136,35 @@ def _text_counts(publication: Publication) -> Report:
     return report
 
 
-def report_plan(plan: Plan, corpus: Corpus, card: EncoderCard) -> Report:
-    """Return the report of `extract --dry-run`."""
-    return {
+def report_plans(extraction: Extraction) -> Report:
+    """Return the report of `extract --dry-run`; of several stores, that on each is among `stores`."""
+    corpus = extraction.runs[0].corpus
+    shared: Report = {
         "dry_run": True,
         "kind": corpus.kind,
-        "items": item_counts(plan, corpus, embedded=plan.kinds.get("adopted", 0), failed=plan.adopted_failed),
         "ignored_by_type": dict(corpus.ignored),
+        "sources": corpus.describe_sources(),
+        "positional_ids": list(corpus.positional),
+        "columns": [column.name for column in corpus.columns.carried],
+    }
+    stores = [_report_plan(run) for run in extraction.runs]
+    if len(stores) == 1:
+        return shared | stores[0]
+    items = {name: sum(store["items"][name] for store in stores) for name in SUMMED}
+    read = sum(shard.rows for shard in extraction.shards)
+    return shared | {
+        "out": str(extraction.root),
+        "stores": stores,
+        "items": {"listed": stores[0]["items"]["listed"], "read": read, **items},
+        "vector_bytes": sum(store["vector_bytes"] for store in stores),
+    }
+
+
+def _report_plan(run: Run) -> Report:
+    plan, card = run.publication.plan, run.card
+    return {
+        "out": str(run.spec.out),
+        "items": item_counts(plan, run.corpus, embedded=plan.kinds.get("adopted", 0), failed=plan.adopted_failed),
         "shards": {
             "planned": len(plan.shard_rows) + len(plan.adopted),
             "reused": len(plan.adopted),
@@ -100,9 +172,6 @@ def report_plan(plan: Plan, corpus: Corpus, card: EncoderCard) -> Report:
         },
         "rewritten_files": len(plan.new_rewrites),
         "vector_bytes": plan.new_rows * card.dim * 4,
-        "sources": corpus.describe_sources(),
-        "positional_ids": list(corpus.positional),
-        "columns": [column.name for column in corpus.columns.carried],
         "encoder": {"ref": card.ref, "fingerprint": card.fingerprint, "dim": card.dim},
     }
 

@@ -1,4 +1,4 @@
-"""What a worker does: embed one shard of a plan."""
+"""What a worker does: embed the rows of a shard for every store that needs them, and commit each store's file."""
 
 from __future__ import annotations
 
@@ -6,146 +6,95 @@ import os
 import secrets
 import socket
 import time
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedx.core.contracts import Broken, ItemFailure
-from embedx.core.long_texts import TRUNCATED, LongTexts
-from embedx.core.meter import Meter, metered
-from embedx.core.specs import NO_ACCESS, Access
-from embedx.core.threads import cpu_quota
-from embedx.corpora.content import ImageReader
-from embedx.inference.pipeline import Clock, Embedded
-from embedx.inference.runtimes import machine_has_bf16
-from embedx.steps.encoding import Session, shared_session
-from embedx.steps.long_texts import embed_texts, spread_copies
 from embedx.steps.rows import StoreColumns
-from embedx.store.layout import RunLayout
-from embedx.store.listing import read_group
-from embedx.store.schema import CarriedColumn, round_mantissa
+from embedx.steps.shard_job import Part, ShardJob, open_sessions
+from embedx.steps.shard_rows import EmbeddedRows, Reader, embed_rows, embed_rows_together
+from embedx.store.schema import round_mantissa
 from embedx.store.shards import Receipt, encode_shard, read_receipt, write_failures, write_shard
 
 
-@dataclass(frozen=True)
-class ShardJob:
-    """What every shard task of a run has in common; small, it travels with each task.
-
-    Attributes:
-        root: the store.
-        run: the run.
-        encoder: the encoder's spec as a dict.
-        fingerprint: what the encoder must be.
-        precision: of the store.
-        full_bits: keep all mantissa bits.
-        kind: image or text.
-        columns: carried columns.
-        content_column: the one that repeats the text.
-        runtime: auto, openvino or torch.
-        device: auto, cpu or cuda.
-        threads: cores of a worker; 0 is the worker's own quota.
-        access: how images outside this machine are reached.
-        max_requests: of a remote encoder, in the whole run; None has no limit.
-        jpeg_side: to how many pixels of the shorter side JPEGs may be reduced in decoding; 0 is not at all.
-        long: how long texts are read.
-    """
-
-    root: str
-    run: str
-    encoder: dict[str, Any]
-    fingerprint: str
-    precision: str
-    full_bits: bool
-    kind: str
-    columns: tuple[CarriedColumn, ...]
-    content_column: str | None
-    runtime: str
-    device: str
-    threads: int
-    access: Access = NO_ACCESS
-    max_requests: int | None = None
-    jpeg_side: int = 0
-    long: LongTexts = TRUNCATED
-
-    @property
-    def meter(self) -> Meter:
-        """The run's counter of requests to remote encoders."""
-        return Meter(self.max_requests, self.layout.file("requests.json"))
-
-    @property
-    def layout(self) -> RunLayout:
-        """The run's paths."""
-        return RunLayout(Path(self.root), self.run)
-
-    def session(self) -> Session:
-        """Return this process's session of the encoder."""
-        threads = self.threads or cpu_quota()
-        precision = _compute_precision(self.precision, self.device)
-        return shared_session(self.encoder, self.fingerprint, precision, self.runtime, self.device, threads)
-
-
-def _compute_precision(precision: str, device: str) -> str:
-    # A bf16 store accepts fp32 compute; an fp32 store never accepts bf16.
-    return "bf16" if precision == "bf16" and machine_has_bf16(device) else "fp32"
-
-
-def probe_rows(job: ShardJob, shard: int, start: int, stop: int) -> int:
+def probe_rows(part: Part, start: int, stop: int) -> int:
     """Embed some rows of a shard and keep nothing: does it survive? Returns how many rows."""
-    rows = read_group(job.layout.file("plan.arrow"), shard).slice(start, stop - start)
-    embed_rows(job, job.session(), rows, Clock())
+    rows = part.read_rows().slice(start, stop - start)
+    (session,) = open_sessions([part.job])
+    embed_rows(Reader(part.job, session), rows)
     return rows.num_rows
 
 
-def extract_shard(job: ShardJob, shard: int, quarantined: tuple[tuple[int, str], ...] = ()) -> Receipt:
-    """Embed one shard and commit it; returns the receipt of the file that stands there.
+@dataclass(frozen=True)
+class _Began:
+    """When a task began: since the epoch, and by the clock that never jumps."""
+
+    epoch: float = field(default_factory=time.time)
+    counter: float = field(default_factory=time.perf_counter)
+
+
+def extract_shards(parts: Sequence[Part], quarantined: tuple[tuple[int, str], ...] = ()) -> list[Receipt]:
+    """Embed the same rows for some stores and commit each one's shard; returns the receipts of the files that stand.
 
     Args:
-        job: the run.
-        shard: its number in the plan.
+        parts: one for each store; their shards have the same rows.
         quarantined: (position, why) of rows that must not be tried: they kill or hang workers.
     """
-    path = job.layout.shard(shard)
-    if path.exists():
-        return read_receipt(path)
-    clock, started, begun = Clock(), time.time(), time.perf_counter()
-    session = job.session()
-    rows = _quarantine(job, read_group(job.layout.file("plan.arrow"), shard), quarantined)
-    table, embedded, bytes_read = _embed_table(job, session, rows, clock)
-    failures = _item_failures(rows, embedded.failures)
+    began = _Began()
+    receipts = {place: read_receipt(part.path) for place, part in enumerate(parts) if part.path.exists()}
+    left = [place for place in range(len(parts)) if place not in receipts]
+    if left:
+        readers = _readers([parts[place] for place in left])
+        rows = _quarantine(readers[0].job, parts[left[0]].read_rows(), quarantined)
+        for number, embedded in embed_rows_together(readers, rows):
+            receipts[left[number]] = _commit(parts[left[number]], readers[number], rows, embedded, began)
+    return [receipts[place] for place in range(len(parts))]
+
+
+def _readers(parts: Sequence[Part]) -> list[Reader]:
+    sessions = open_sessions([part.job for part in parts])
+    return [Reader(part.job, session) for part, session in zip(parts, sessions)]
+
+
+def _commit(part: Part, reader: Reader, rows: pa.RecordBatch, embedded: EmbeddedRows, began: _Began) -> Receipt:
+    """Write one store's shard file; its failures before it."""
+    job, runtime = part.job, reader.session.embedder.runtime
+    table = _build_table(job, rows, embedded)
+    failures = _item_failures(rows, embedded.result.failures)
     failures_file = ""
     if failures:
-        attempt = job.layout.attempt_failures(shard, secrets.token_hex(4))
+        attempt = job.layout.attempt_failures(part.shard, secrets.token_hex(4))
         write_failures(attempt, failures)
         failures_file = attempt.name
     receipt = Receipt(
         run=job.run,
-        shard=shard,
+        shard=part.shard,
         fingerprint=job.fingerprint,
         precision=job.precision,
         rows=table.num_rows,
         failed=len(failures),
         failures_file=failures_file,
         seconds={
-            **{name: round(value, 3) for name, value in clock.seconds.items()},
-            "total": round(time.perf_counter() - begun, 3),
+            **{name: round(value, 3) for name, value in reader.clock.seconds.items()},
+            "total": round(time.perf_counter() - began.counter, 3),
         },
-        counts={**embedded.counts, "bytes_read": bytes_read},
-        runtime=f"{session.embedder.runtime.name} {session.embedder.runtime.precision}",
+        counts={**embedded.result.counts, **embedded.read},
+        runtime=f"{runtime.name} {runtime.precision}",
         host=f"{socket.gethostname()}:{os.getpid()}",
-        started=round(started, 3),
+        started=round(began.epoch, 3),
         parents=rows.num_rows - len(failures) if job.long.has_rows else None,
         **id_range(table),
     )
-    return write_shard(path, table, receipt)
+    return write_shard(part.path, table, receipt)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What embedding some rows for an estimate took.
+    """What embedding some rows for an estimate took, for one store.
 
     Attributes:
         items: tried.
@@ -162,23 +111,26 @@ class Sample:
     counts: dict[str, int]
 
 
-def sample_rows(job: ShardJob, shard: int, start: int, stop: int) -> Sample:
-    """Do with some rows of a shard what `extract_shard` would, and keep nothing."""
-    clock = Clock()
-    rows = read_group(job.layout.file("plan.arrow"), shard).slice(start, stop - start)
-    table, embedded, _ = _embed_table(job, job.session(), rows, clock)
-    receipt = Receipt(job.run, shard, job.fingerprint, job.precision, table.num_rows, len(embedded.failures))
-    size = encode_shard(table, receipt).size
-    return Sample(rows.num_rows, len(embedded.failures), dict(clock.seconds), size, embedded.counts)
+def sample_rows(parts: Sequence[Part], start: int, stop: int) -> list[Sample]:
+    """Do with some rows of a shard what `extract_shards` would, and keep nothing; returns a sample for each part."""
+    readers = _readers(parts)
+    rows = parts[0].read_rows().slice(start, stop - start)
+    samples: dict[int, Sample] = {}
+    for place, embedded in embed_rows_together(readers, rows):
+        job, table = readers[place].job, _build_table(readers[place].job, rows, embedded)
+        failed = len(embedded.result.failures)
+        receipt = Receipt(job.run, parts[place].shard, job.fingerprint, job.precision, table.num_rows, failed)
+        size, seconds = encode_shard(table, receipt).size, dict(readers[place].clock.seconds)
+        samples[place] = Sample(rows.num_rows, failed, seconds, size, embedded.result.counts)
+    return [samples[place] for place in range(len(parts))]
 
 
-def _embed_table(job: ShardJob, session: Session, rows: pa.RecordBatch, clock: Clock) -> tuple[pa.Table, Embedded, int]:
-    """Embed rows; returns the store's rows, what came of each, and the bytes read."""
-    embedded, digests, bytes_read = embed_rows(job, session, rows, clock)
-    vectors = embedded.vectors if job.full_bits else round_mantissa(embedded.vectors)
+def _build_table(job: ShardJob, rows: pa.RecordBatch, embedded: EmbeddedRows) -> pa.Table:
+    """Return the store's rows."""
+    result = embedded.result
+    vectors = result.vectors if job.full_bits else round_mantissa(result.vectors)
     columns = StoreColumns(job.columns, job.content_column)
-    table = columns.build_table(rows, replace(embedded, vectors=vectors), digests)
-    return table, embedded, bytes_read
+    return columns.build_table(rows, replace(result, vectors=vectors), embedded.digests)
 
 
 def _quarantine(job: ShardJob, rows: pa.RecordBatch, quarantined: tuple[tuple[int, str], ...]) -> pa.RecordBatch:
@@ -201,63 +153,6 @@ def id_range(table: pa.Table) -> dict[str, Any]:
     """Return first_id and last_id of a receipt."""
     span = pc.min_max(table.column("item_id")).as_py()
     return {"first_id": span["min"], "last_id": span["max"]}
-
-
-def embed_rows(job: ShardJob, session: Session, rows: pa.RecordBatch, clock: Clock) -> tuple[Embedded, list[str], int]:
-    """Embed a plan's rows; returns the result, the digest of each row, and the bytes read."""
-    with metered(job.meter):
-        return (_embed_texts if job.kind == "text" else _embed_images)(job, session, rows, clock)
-
-
-def _embed_images(
-    job: ShardJob, session: Session, rows: pa.RecordBatch, clock: Clock
-) -> tuple[Embedded, list[str], int]:
-    digests = [""] * rows.num_rows
-    sizes = [0] * rows.num_rows
-    problems = rows.column("problem").to_pylist()
-    # What has a problem is not read, and not read ahead either.
-    locators = ["" if problem else name for name, problem in zip(rows.column("locator").to_pylist(), problems)]
-    reader = ImageReader(locators, rows.column("identity").to_pylist(), job.access, job.jpeg_side)
-    reduced = np.zeros(rows.num_rows, dtype=bool)
-
-    def fetch(start: int, stop: int) -> list[Any]:
-        items = []
-        for position in range(start, stop):
-            if problems[position] is not None:
-                items.append(Broken("read", "Unreadable", problems[position], True))
-                continue
-            content = reader.read(position)
-            digests[position], sizes[position] = content.digest, content.size_bytes
-            reduced[position] = content.is_reduced
-            items.append(content.item)
-        return items
-
-    with reader:
-        embedded = session.embed(rows.num_rows, fetch, clock)
-    return replace(embedded, counts={**embedded.counts, "reduced": int(reduced.sum())}), digests, sum(sizes)
-
-
-def _embed_texts(
-    job: ShardJob, session: Session, rows: pa.RecordBatch, clock: Clock
-) -> tuple[Embedded, list[str], int]:
-    """Embed texts, each distinct one once."""
-    digests = rows.column("identity").to_pylist()
-    _, first, copies = np.unique(np.array(digests, dtype=object), return_index=True, return_inverse=True)
-    distinct = rows.take(pa.array(np.sort(first)))
-    # Position among the distinct rows of each row; np.unique sorts by digest, the rows are in plan order.
-    rank = np.empty(len(first), dtype=np.int64)
-    rank[np.argsort(first, kind="stable")] = np.arange(len(first))
-    of_row = rank[copies]
-    texts = distinct.column("content").to_pylist()
-    problems = distinct.column("problem").to_pylist()
-
-    items = [text if problem is None else Broken("read", "BadText", problem) for text, problem in zip(texts, problems)]
-    once = embed_texts(session, items, job.long, clock)
-    size = int(pc.sum(pc.binary_length(rows.column("content"))).as_py() or 0)
-    if len(texts) == rows.num_rows:
-        return once, digests, size
-    counts = {**once.counts, "copies": rows.num_rows - len(texts)}
-    return replace(spread_copies(once, of_row), counts=counts), digests, size
 
 
 def _item_failures(rows: pa.RecordBatch, failures: dict[int, Broken]) -> list[tuple[ItemFailure, str]]:

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from embedx.core.errors import CorpusError
 from embedx.core.meter import Meter, current_meter, metered
-from embedx.core.phases import Phases
 from embedx.core.reports import Progress, ProgressHook, Report, no_progress
 from embedx.core.specs import ExtractSpec, Resources
 from embedx.engine.cluster import Cluster, open_cluster
 from embedx.engine.interrupts import draining_on_signals
 from embedx.engine.window import Task, Window
 from embedx.steps.bottleneck import describe_bottleneck
-from embedx.steps.extract_report import report_plan
-from embedx.steps.extract_shard import Sample, ShardJob, sample_rows
-from embedx.steps.flight import Run, check_workers, make_job, raise_outcome, try_encoder
+from embedx.steps.extract_report import report_plans
+from embedx.steps.extract_shard import Sample, sample_rows
+from embedx.steps.flight import Extraction, Run, check_workers, failure_of, make_jobs, try_encoder
 from embedx.steps.opening import open_all
-from embedx.steps.planning import Plan, Planning, make_plan
+from embedx.steps.plan import Planning
+from embedx.steps.planning import make_plans
 from embedx.steps.publishing import Publication
 from embedx.store import delta, runs
 from embedx.store.layout import RunLayout, StoreLayout
@@ -33,15 +33,21 @@ SLICE_ITEMS = {"text": 1024, "image": 64}
 """Items of one sampling task: enough that texts of like length find each other, few enough to end on time."""
 
 
-def plan_extract(spec: ExtractSpec, progress: ProgressHook = no_progress) -> Report:
-    """Say what `extract` would do, without writing to the store (`--dry-run`)."""
+def plan_extract(specs: Sequence[ExtractSpec], out: Path, progress: ProgressHook = no_progress) -> Report:
+    """Say what an extraction would do, without writing to the stores (`--dry-run`).
+
+    Args:
+        specs: one for each store.
+        out: the store, or the folder of several.
+        progress: called with the present state.
+    """
     with TemporaryDirectory(prefix="embedx-plan-") as folder:
-        run = _plan(spec, Resources(), Path(folder), progress)
-        return report_plan(run.publication.plan, run.corpus, run.card)
+        return report_plans(_plan(specs, Extraction(out, Resources(), progress), Path(folder)))
 
 
 def estimate_extract(
-    spec: ExtractSpec,
+    specs: Sequence[ExtractSpec],
+    out: Path,
     resources: Resources | None = None,
     progress: ProgressHook = no_progress,
     seconds: float = SAMPLE_SECONDS,
@@ -50,115 +56,140 @@ def estimate_extract(
 
     Returns:
         The report of `plan_extract` with `estimate`: sampled, failed, items_per_s, seconds, bytes, bottleneck,
-        precision, runtime, and truncated_share of texts. `seconds` and `bytes` are of the whole run.
+        precision, runtime, and truncated_share of texts; of several stores the last three are in each one's
+        `estimate`, and failed and bytes are of all together. `seconds` and `bytes` are of the whole run.
 
     Raises:
         CorpusError: there is nothing to embed.
     """
-    resources = resources or Resources()
-    with metered(Meter(resources.max_requests)):
-        return _estimate(spec, resources, progress, seconds)
+    extraction = Extraction(out, resources or Resources(), progress)
+    with metered(Meter(extraction.resources.max_requests)):
+        return _estimate(specs, extraction, seconds)
 
 
-def _estimate(spec: ExtractSpec, resources: Resources, progress: ProgressHook, seconds: float) -> Report:
+def _estimate(specs: Sequence[ExtractSpec], extraction: Extraction, seconds: float) -> Report:
+    resources, progress = extraction.resources, extraction.progress
     # Beside the store, not in the system's temporary folder: workers on other machines must see it.
-    home = next(parent for parent in spec.out.absolute().parents if parent.is_dir())
+    home = next(parent for parent in extraction.root.absolute().parents if parent.is_dir())
     with TemporaryDirectory(prefix=".embedx-estimate-", dir=home) as folder, draining_on_signals() as interrupts:
-        run = _plan(spec, resources, Path(folder), progress)
-        plan = run.publication.plan
-        if not plan.to_embed:
-            raise CorpusError(f"nothing is left to embed of {plan.listed:,} listed items", "There is nothing to do")
-        progress(Progress("extract", plan.to_embed, note="starting workers"))
-        with open_cluster(run.resources) as cluster:
-            job = make_job(run, cluster)
-            check_workers(cluster, job)
-            flown = try_encoder(run, cluster, job, interrupts)
-            sampled = _sample(run, cluster, replace(job, precision=flown.precision), seconds)
+        _plan(specs, extraction, Path(folder))
+        to_embed = sum(shard.rows for shard in extraction.shards)
+        if not to_embed:
+            listed = extraction.runs[0].publication.plan.listed
+            raise CorpusError(f"nothing is left to embed of {listed:,} listed items", "There is nothing to do")
+        progress(Progress("extract", to_embed, note="starting workers"))
+        with open_cluster(resources) as cluster:
+            extraction.jobs = make_jobs(extraction, cluster)
+            for job in extraction.jobs:
+                check_workers(cluster, job)
+            for store, run in enumerate(extraction.runs):
+                if run.publication.plan.shard_rows:
+                    run.preflight = try_encoder(extraction, store, cluster, interrupts)
+                    extraction.jobs[store] = replace(extraction.jobs[store], precision=run.preflight.precision)
+            sampled = _sample(extraction, cluster, seconds)
             interrupts.check("stopped while sampling", "Nothing was written")
         usage = current_meter().sums()
-    report = report_plan(plan, run.corpus, run.card)
-    report["estimate"] = {
-        **sampled.forecast(plan.to_embed, run.corpus.kind),
-        "precision": flown.precision,
-        "why_precision": flown.why,
-        "runtime": flown.runtime,
-        **({"truncated_share": sampled.truncated_share()} if run.corpus.kind == "text" else {}),
-        **({"usage": usage} if usage else {}),
-    }
+    report = report_plans(extraction)
+    kind = extraction.runs[0].corpus.kind
+    estimate = sampled.forecast(to_embed, kind)
+    for store, one in zip(range(len(extraction.runs)), report.get("stores", [report])):
+        flown = extraction.runs[store].preflight
+        if flown is not None:
+            one["estimate"] = {
+                "precision": flown.precision,
+                "why_precision": flown.why,
+                "runtime": flown.runtime,
+                **({"truncated_share": sampled.truncated_share(store)} if kind == "text" else {}),
+            }
+    report["estimate"] = {**estimate, **report.get("estimate", {}), **({"usage": usage} if usage else {})}
     return report
 
 
-def _plan(spec: ExtractSpec, resources: Resources, folder: Path, progress: ProgressHook) -> Run:
-    store_card, card, corpus = open_all(spec)
-    store = StoreLayout(spec.out)
-    snapshot, history = delta.open_snapshot(spec.out), runs.read_history(store)
-    planning = Planning(spec, corpus, card, store_card, snapshot, history, store, progress)
-    plan = make_plan(planning, RunLayout(folder, "plan"))
-    publication = Publication(StoreLayout(folder), plan, history, store_card, spec.max_failures)
-    return Run(spec, resources, progress, card, corpus, publication, Phases())
+def _plan(specs: Sequence[ExtractSpec], extraction: Extraction, folder: Path) -> Extraction:
+    progress = extraction.progress
+    plannings = []
+    for number, opened in enumerate(open_all(specs)):
+        store, spec = StoreLayout(opened.spec.out), opened.spec
+        snapshot, history = delta.open_snapshot(spec.out), runs.read_history(store)
+        plannings.append(
+            Planning(spec, opened.corpus, opened.card, opened.store_card, snapshot, history, store, progress)
+        )
+        extraction.layouts.append(RunLayout(folder, f"plan-{number}"))
+    plans, extraction.shards = make_plans(plannings, extraction.layouts)
+    for planning, plan in zip(plannings, plans):
+        publication = Publication(
+            StoreLayout(folder), plan, planning.history, planning.store_card, planning.spec.max_failures
+        )
+        extraction.runs.append(Run(planning.spec, planning.card, planning.corpus, publication))
+    return extraction
 
 
 @dataclass(frozen=True)
 class _Sampled:
-    """The samples, and how long they took together."""
+    """The samples of each task, with the part of each store in it, and how long they took together."""
 
-    samples: list[Sample]
+    samples: list[list[tuple[int, Sample]]]
     seconds: float
 
     def forecast(self, planned: int, kind: str) -> dict[str, object]:
-        items = sum(sample.items for sample in self.samples)
+        items = sum(task[0][1].items for task in self.samples)
+        every = [sample for task in self.samples for _, sample in task]
         stages: Counter[str] = Counter()
-        for sample in self.samples:
+        for sample in every:
             stages.update(sample.seconds)  # type: ignore[arg-type]
         share = planned / items
         return {
             "sampled": items,
-            "failed": sum(sample.failed for sample in self.samples),
+            "failed": sum(sample.failed for sample in every),
             "items_per_s": round(items / self.seconds, 1),
             "seconds": round(self.seconds * share, 1),
-            "bytes": round(sum(sample.file_bytes for sample in self.samples) * share),
+            "bytes": round(sum(sample.file_bytes for sample in every) * share),
             "bottleneck": describe_bottleneck(stages, kind),
         }
 
-    def truncated_share(self) -> float:
-        """Return the part of the distinct texts that are longer than the encoder reads."""
-        counts: Counter[str] = Counter(items=sum(sample.items for sample in self.samples))
-        for sample in self.samples:
+    def truncated_share(self, store: int) -> float:
+        """Return the part of the distinct texts that are longer than a store's encoder reads."""
+        own = [sample for task in self.samples for place, sample in task if place == store]
+        counts: Counter[str] = Counter(items=sum(sample.items for sample in own))
+        for sample in own:
             counts.update(sample.counts)
-        return round(counts["truncated"] / (counts["items"] - counts["copies"]), 4)
+        read = counts["items"] - counts["copies"]
+        return round(counts["truncated"] / read, 4) if read else 0.0
 
 
-def _sample(run: Run, cluster: Cluster, job: ShardJob, seconds: float) -> _Sampled:
+def _sample(extraction: Extraction, cluster: Cluster, seconds: float) -> _Sampled:
     """Embed slices of the plan for some seconds, as many at a time as a run would."""
-    plan = run.publication.plan
-    samples: list[Sample] = []
+    samples: list[list[tuple[int, Sample]]] = []
     started = time.monotonic()
 
     def should_stop() -> bool:
         return bool(samples) and time.monotonic() - started > seconds
 
-    state = Progress("extract", plan.to_embed, note=f"embedding a sample for {seconds:.0f} s")
-    for outcome in Window(cluster.client, cluster.slots, should_stop).iterate(_slices(plan, job)):
+    rows = sum(shard.rows for shard in extraction.shards)
+    state = Progress("extract", rows, note=f"embedding a sample for {seconds:.0f} s")
+    for outcome in Window(cluster.client, cluster.slots, should_stop).iterate(_slices(extraction)):
         if outcome is not None and outcome.error is not None:
-            raise_outcome(outcome)
+            raise failure_of(outcome) from outcome.error
         if outcome is not None:
-            samples.append(outcome.result)
-            state.done += outcome.result.items
-        run.progress(state)
+            stores = [part.store for part in outcome.task.arguments[0]]
+            samples.append(list(zip(stores, outcome.result)))
+            state.done += outcome.result[0].items
+        extraction.progress(state)
     return _Sampled(samples, time.monotonic() - started)
 
 
-def _slices(plan: Plan, job: ShardJob) -> Iterator[Task]:
+def _slices(extraction: Extraction) -> Iterator[Task]:
     """Yield sampling tasks in an order that is spread over the plan from the first one on."""
-    size = SLICE_ITEMS[job.kind]
+    size = SLICE_ITEMS[extraction.jobs[0].kind]
     slices = [
-        (shard, start, min(rows, start + size))
-        for shard, rows in enumerate(plan.shard_rows)
-        for start in range(0, rows, size)
+        (shard, start, min(shard.rows, start + size))
+        for shard in extraction.shards
+        for start in range(0, shard.rows, size)
     ]
     for place in _spread(len(slices)):
         shard, start, stop = slices[place]
-        yield Task(f"sample-{shard:05d}-{start}", sample_rows, (job, shard, start, stop))
+        parts = extraction.parts(shard)
+        yield Task(f"sample-{parts[0].name}-{start}", sample_rows, (parts, start, stop))
 
 
 def _spread(count: int) -> Iterator[int]:

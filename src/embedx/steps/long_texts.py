@@ -10,35 +10,41 @@ import numpy as np
 
 from embedx.core.contracts import Broken
 from embedx.core.long_texts import LongTexts
-from embedx.inference.pipeline import NOT_FINITE, Clock, Embedded
-from embedx.steps.encoding import Session
+from embedx.inference.clock import Clock
+from embedx.inference.pipeline import NOT_FINITE, Embedded
+from embedx.steps.encoding import Session, embed_sessions
 
 
-def embed_texts(session: Session, items: Sequence[Any], long: LongTexts, clock: Clock | None = None) -> Embedded:
-    """Embed items, long texts among them as `long` says.
+def embed_texts(
+    sessions: Sequence[Session], items: Sequence[Any], long: LongTexts, clocks: Sequence[Clock]
+) -> list[Embedded]:
+    """Embed texts, long ones among them as `long` says, with encoders that cut and tokenise alike.
 
     Args:
-        session: the encoder.
-        items: texts, or a Broken in a text's place; with truncation also images.
+        sessions: the encoders.
+        items: texts, or a Broken in a text's place.
         long: how long texts are read.
-        clock: counts the seconds.
+        clocks: one for each session; what they share counts to the first.
 
     Returns:
-        The vectors; where texts have rows of chunks, those of one item one after the other, and their `chunks`.
+        For each session the vectors; where texts have rows of chunks, those of one item one after the other, and
+        their `chunks`.
     """
-    clock = clock or Clock()
     if not long.chunks:
-        return session.embed(len(items), lambda start, stop: items[start:stop], clock)
-    with clock.stage("prepare"):
-        windows = cut_windows(session, items)
+        return embed_sessions(sessions, len(items), lambda start, stop: items[start:stop], clocks)
+    with clocks[0].stage("prepare"):
+        windows = cut_windows(sessions[0], items)
     contents = windows.contents
-    embedded = session.embed(len(contents), lambda start, stop: contents[start:stop], clock)
-    if long.pool:
-        result = pool_windows(embedded, windows, long.pool, session.card.normalized)
-    else:
-        result = list_chunks(embedded, windows)
+    results = embed_sessions(sessions, len(contents), lambda start, stop: contents[start:stop], clocks)
     counts = {"windows": len(contents), "chunked": int((windows.counts > 1).sum())}
-    return replace(result, counts={**result.counts, **counts})
+    finished = []
+    for session, embedded in zip(sessions, results):
+        if long.pool:
+            result = pool_windows(embedded, windows, long.pool, session.card.normalized)
+        else:
+            result = list_chunks(embedded, windows)
+        finished.append(replace(result, counts={**result.counts, **counts}))
+    return finished
 
 
 @dataclass(frozen=True)

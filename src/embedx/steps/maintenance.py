@@ -11,10 +11,10 @@ from embedx.core.errors import CorpusError, StoreError
 from embedx.core.reports import Report
 from embedx.corpora.tables import Table, table_format
 from embedx.engine.interrupts import draining_on_signals
-from embedx.steps.extract_shard import ShardJob
-from embedx.steps.planning import Plan
+from embedx.steps.plan import Plan
 from embedx.steps.publishing import Publication, clean_up, mark_begun, publish
 from embedx.steps.rewrite_shard import rewrite_shard
+from embedx.steps.shard_job import Part, ShardJob
 from embedx.store import cleaning, delta, runs
 from embedx.store.reader import Store, open_store
 from embedx.store.rewrites import Standing, write_rewrites
@@ -62,7 +62,7 @@ def delete(path: Path, ids: Iterable[str]) -> Report:
             mark_begun(publication)
             job = _job(store, run.run)
             publication.receipts = [
-                rewrite_shard(job, shard, rewrite.path, rewrite.group) for shard, rewrite in plan.new_rewrites
+                rewrite_shard(Part(job, shard), rewrite.path, rewrite.group) for shard, rewrite in plan.new_rewrites
             ]
             interrupts.check("stopped before anything was removed", "Run the same command again")
             version = publish(publication)

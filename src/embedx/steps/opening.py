@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from embedx.core.contracts import Encoder, EncoderCard
@@ -16,19 +18,76 @@ from embedx.store.layout import StoreLayout
 from embedx.store.reader import StoreCard, read_store_card
 
 
-def open_all(
-    spec: ExtractSpec, sources: tuple[Source, ...] | None = None
-) -> tuple[StoreCard | None, EncoderCard, Corpus]:
-    """Open what can be wrong before anything is written: store, encoder, corpus.
+@dataclass(frozen=True)
+class Opened:
+    """What an extraction to one store needs.
+
+    Attributes:
+        spec: what to compute.
+        store_card: of a store that there is already.
+        card: the encoder's.
+        corpus: understood; the same one for all stores of a run.
+    """
+
+    spec: ExtractSpec
+    store_card: StoreCard | None
+    card: EncoderCard
+    corpus: Corpus
+
+
+def open_all(specs: Sequence[ExtractSpec], sources: tuple[Source, ...] | None = None) -> list[Opened]:
+    """Open what can be wrong before anything is written: stores, encoders, corpus.
 
     Args:
-        spec: what to compute.
-        sources: of this very spec, where they have been opened already: opening them again would list them twice.
+        specs: what to compute, for each store; alike but for the encoder and the store.
+        sources: of these very specs, where they have been opened already: opening them again would list them twice.
     """
+    if len(specs) > 1:
+        _check_folder(specs[0].out.parent)
+    encoders = [open_encoder(spec.encoder) for spec in specs]
+    _check_encoders(specs, [encoder.card for encoder in encoders])
+    opened: list[Opened] = []
+    for spec, encoder in zip(specs, encoders):
+        one = _open(spec, encoder, sources)
+        sources = one.corpus.sources
+        if opened and one.corpus.columns != opened[0].corpus.columns:
+            theirs, ours = (_names(other.corpus) for other in (opened[0], one))
+            raise UsageError(
+                f"{opened[0].spec.out} carries the columns {theirs}, {spec.out} carries {ours}",
+                "Name --columns that suit all stores, or extract to these two apart",
+            )
+        opened.append(replace(one, corpus=opened[0].corpus) if opened else one)
+    return opened
+
+
+def _names(corpus: Corpus) -> str:
+    return ", ".join(column.name for column in corpus.columns.carried) or "none"
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder for several stores that is a store itself."""
+    if StoreLayout(folder).meta.is_dir():
+        raise UsageError(
+            f"{folder} is a store, and several encoders need a folder of stores", "Name another folder as --out"
+        )
+
+
+def _check_encoders(specs: Sequence[ExtractSpec], cards: Sequence[EncoderCard]) -> None:
+    """Refuse encoders of which two are one, or which embed different kinds of items."""
+    names: dict[str, str] = {}
+    for spec, card in zip(specs, cards):
+        if card.modality != cards[0].modality:
+            raise UsageError(
+                f"{cards[0].ref} embeds {cards[0].modality}s, {card.ref} embeds {card.modality}s",
+                "Encoders of one run read the same items: extract with these two apart",
+            )
+        if (other := names.setdefault(card.fingerprint, spec.out.name)) != spec.out.name:
+            raise UsageError(f"{other} and {spec.out.name} are the same encoder", "Leave one of them out")
+
+
+def _open(spec: ExtractSpec, encoder: Encoder, sources: tuple[Source, ...] | None) -> Opened:
     runs.check_out(spec.out)
-    store_card = _known_card(spec.out)
-    encoder = open_encoder(spec.encoder)
-    card = encoder.card
+    store_card, card = _known_card(spec.out), encoder.card
     if store_card is not None:
         _check_store(spec, store_card, card)
     if spec.long is not None:
@@ -51,7 +110,7 @@ def open_all(
         raise UsageError(
             f"--mirror needs stable ids, but those of {corpus.positional[0]} are row numbers", "Name an --id-column"
         )
-    return store_card, card, corpus
+    return Opened(spec, store_card, card, corpus)
 
 
 def _remedy(card: EncoderCard, kind: str) -> str:

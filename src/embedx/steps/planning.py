@@ -1,140 +1,71 @@
-"""The plan of an extraction: list the sources, compare with the store, cut what is to embed into shards."""
+"""The plans of an extraction: list the sources once, compare with each store, cut what is to embed into shards."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from embedx.core.contracts import EncoderCard
-from embedx.core.errors import CorpusError, UsageError
-from embedx.core.long_texts import TRUNCATED, LongTexts
-from embedx.core.reports import Progress, ProgressHook
-from embedx.core.shards import SHARD_FLOPS, ShardCutter, iterate_groups
-from embedx.core.specs import Access, ExtractSpec, shard_items_override
+from embedx.core.errors import CorpusError
+from embedx.core.reports import Progress
+from embedx.core.specs import Access
 from embedx.corpora.content import digest_images
 from embedx.corpora.listing import Corpus
+from embedx.steps.cutting import SharedShard, cut_shards
+from embedx.steps.plan import Plan, Planning
 from embedx.store.adoption import FinishedShard
 from embedx.store.database import open_database
-from embedx.store.delta import Snapshot
 from embedx.store.diff import Diff
-from embedx.store.layout import RunLayout, StoreLayout
-from embedx.store.listing import PlanWriter, iterate_batches, iterate_listing, write_listing
-from embedx.store.reader import StoreCard
-from embedx.store.rewrites import Rewrite, Standing, write_rewrites
+from embedx.store.layout import RunLayout
+from embedx.store.listing import iterate_batches, write_listing
+from embedx.store.rewrites import Standing, write_rewrites
 from embedx.store.runs import (
-    RunHistory,
     find_finished,
     identity_files,
     latest_failures,
     read_attempt_failures,
 )
-from embedx.store.shards import FAILURE_SCHEMA, Receipt, is_whole_arrow, read_arrow
-
-BYTES_PER_TOKEN = 4
-"""Of English text: a static estimate for cutting shards, never for batches."""
-
-WEB_SHARD_ITEMS = 200
-"""The most images of a shard that are fetched from web servers: also where all shards in work share a slow server's few
-connections, they are done before the watchdog barks."""
+from embedx.store.shards import FAILURE_SCHEMA, is_whole_arrow, read_arrow
 
 
-@dataclass
-class Plan:
-    """What a run does.
+def make_plans(plannings: Sequence[Planning], layouts: Sequence[RunLayout]) -> tuple[list[Plan], list[SharedShard]]:
+    """List, compare and cut; writes `plan.arrow` and `rewrites.arrow` into each run's folder.
 
-    Attributes:
-        layout: the run's paths.
-        snapshot: the version it is based on.
-        listed: rows of the listing.
-        kinds: how many items of each kind (see `store.diff`).
-        removed: items that leave the store because they left the sources.
-        shard_rows: items of each shard to embed.
-        adopted: finished shards of interrupted runs that are used as they are.
-        rewrites: files to write again.
-        failures: failed items that stand already: carried over, and adopted from interrupted runs.
-        adopted_failed: how many of these are adopted.
-        duplicates: listed items dropped because another has their id.
-        forgotten: earlier failures that stand no longer.
-        new_rows: about how many rows what is to embed will have; as many as items, unless texts have chunks.
-    """
+    Args:
+        plannings: one for each store; their corpora list the same rows.
+        layouts: of their runs.
 
-    layout: RunLayout
-    snapshot: Snapshot
-    listed: int = 0
-    kinds: dict[str, int] = field(default_factory=dict)
-    removed: int = 0
-    shard_rows: list[int] = field(default_factory=list)
-    adopted: list[tuple[FinishedShard, Receipt]] = field(default_factory=list)
-    rewrites: list[Rewrite] = field(default_factory=list)
-    failures: list[pa.Table] = field(default_factory=list)
-    adopted_failed: int = 0
-    duplicates: int = 0
-    forgotten: int = 0
-    new_rows: int = 0
-
-    @property
-    def to_embed(self) -> int:
-        """Items that are left to embed."""
-        return self.kinds.get("new", 0) + self.kinds.get("changed", 0)
-
-    @property
-    def adopted_items(self) -> int:
-        """Items that interrupted runs have done."""
-        return self.kinds.get("adopted", 0) + self.adopted_failed
-
-    @property
-    def planned(self) -> int:
-        """Items of the run: to embed, and adopted."""
-        return self.to_embed + self.adopted_items
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether the store is up to date."""
-        return not self.planned and not self.rewrites and not self.forgotten
-
-    @property
-    def new_rewrites(self) -> list[tuple[int, Rewrite]]:
-        """(shard number, rewrite) of the files that get a successor; numbered after the embedded shards."""
-        kept = [rewrite for rewrite in self.rewrites if rewrite.rows]
-        return [(len(self.shard_rows) + number, rewrite) for number, rewrite in enumerate(kept)]
-
-
-@dataclass(frozen=True)
-class Planning:
-    """What a plan is made from."""
-
-    spec: ExtractSpec
-    corpus: Corpus
-    card: EncoderCard
-    store_card: StoreCard | None
-    snapshot: Snapshot
-    history: RunHistory
-    store: StoreLayout
-    progress: ProgressHook
-
-    @property
-    def long(self) -> LongTexts:
-        """How long texts are read."""
-        return self.store_card.long if self.store_card else self.spec.long or TRUNCATED
-
-
-def make_plan(planning: Planning, layout: RunLayout) -> Plan:
-    """List, compare and cut; writes `plan.arrow` and `rewrites.arrow` into the run's folder.
+    Returns:
+        The plan of each store, and the shards to embed, which are the tasks of the run.
 
     Raises:
         CorpusError: a source is broken or empty, or ids are not unique.
     """
-    plan = Plan(layout, planning.snapshot)
-    layout.folder.mkdir(parents=True, exist_ok=True)
-    listing = layout.file("listing")  # no .parquet: a glob over the store would take it for vectors
+    for layout in layouts:
+        layout.folder.mkdir(parents=True, exist_ok=True)
+    listing = layouts[0].file("listing")  # no .parquet: a glob over the store would take it for vectors
     try:
-        plan.listed = _list(planning, listing)
+        listed = _list(plannings[0], listing)
+        plans, wanted = [], []
+        for planning, layout in zip(plannings, layouts):
+            plan = Plan(layout, planning.snapshot, listed)
+            wanted.append(_plan_store(planning, plan, listing))
+            plans.append(plan)
+        return plans, cut_shards(plannings, plans, wanted, listing)
+    finally:
+        listing.unlink(missing_ok=True)
+        # What planning needed for a moment the driver would keep for the whole run.
+        pa.default_memory_pool().release_unused()
+
+
+def _plan_store(planning: Planning, plan: Plan, listing: Path) -> np.ndarray:
+    """Fill in one store's plan but for its shards; returns (listed,) bool, the rows to embed."""
+    layout = plan.layout
+    try:
         with open_database(layout.folder) as database:
             diff = Diff(database, listing, planning.corpus.columns, planning.snapshot, planning.long.has_rows)
             _compare(planning, diff, plan)
@@ -144,14 +75,11 @@ def make_plan(planning: Planning, layout: RunLayout) -> Plan:
             _find_rewrites(diff, partial, plan)
             plan.kinds = diff.counts()
             plan.adopted_failed = plan.kinds.get("adopted_failed", 0)
-            if plan.to_embed:
-                _cut(planning, diff, listing, plan)
             if planning.corpus.kind == "image" and not plan.is_empty:
                 diff.write_identities(layout.file("identities.arrow"))
+            return diff.rows_to_embed(plan.listed)
     finally:
-        listing.unlink(missing_ok=True)
         shutil.rmtree(layout.folder / "duckdb", ignore_errors=True)
-    return plan
 
 
 def _list(planning: Planning, path: Path) -> int:
@@ -276,34 +204,3 @@ def _find_rewrites(diff: Diff, partial: list[FinishedShard], plan: Plan) -> None
     standing |= {shard.path: Standing(shard.rows, published=False) for shard in partial}
     changes = diff.iterate_rewrites(partial)
     plan.rewrites = write_rewrites(plan.layout.file("rewrites.arrow"), changes.schema, changes, standing)
-
-
-def _cut(planning: Planning, diff: Diff, listing: Path, plan: Plan) -> None:
-    """Copy the rows to embed from the listing into shards, in listing order."""
-    card = planning.card
-    cutter = ShardCutter(card.dim, shard_items_override())
-    max_tokens = None if planning.long.chunks else card.input.get("max_tokens")
-    wanted = diff.rows_to_embed(plan.listed)
-    with PlanWriter(plan.layout.file("plan.arrow"), planning.corpus.columns) as writer:
-        for batch in iterate_listing(listing):
-            chosen = np.flatnonzero(wanted[batch.column("row").to_numpy()])
-            if not len(chosen):
-                continue
-            batch = batch.take(pa.array(chosen))
-            sizes = pc.fill_null(pc.binary_length(batch.column("content")), 0).to_numpy(zero_copy_only=False)
-            work = np.full(len(sizes), card.flops, dtype=np.float64)
-            if card.modality == "text":
-                tokens = np.maximum(sizes / BYTES_PER_TOKEN, 2)
-                work *= np.minimum(tokens, max_tokens) if max_tokens else tokens
-                if planning.long.has_rows:
-                    # Half of what the encoder reads: rather too many rows than too few for the disk.
-                    plan.new_rows += int((2 * tokens / card.input["max_tokens"]).sum())
-            else:
-                from_web = pc.match_substring_regex(batch.column("locator"), "^https?://").to_numpy(False)
-                work[from_web] = np.maximum(work[from_web], SHARD_FLOPS / WEB_SHARD_ITEMS)
-            for shard, start, stop in iterate_groups(cutter.assign(work, sizes)):
-                writer.add(shard, batch.slice(start, stop - start))
-    plan.shard_rows = [rows for _, rows in writer.groups]
-    plan.new_rows += plan.to_embed
-    if sum(plan.shard_rows) != plan.to_embed:
-        raise UsageError("the plan lost items", "This is a bug in embedx: please report it with the command")

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from embedx.engine.window import HungError, Task, Window
-from embedx.steps.extract_shard import ShardJob, probe_rows
+from embedx.steps.extract_shard import probe_rows
+from embedx.steps.shard_job import Part
 
 
-def find_poison(alone: Window, job: ShardJob, shard: int, rows: int) -> Iterator[tuple[int, str]]:
+def find_poison(alone: Window, part: Part, rows: int) -> Iterator[tuple[int, str]]:
     """Yield (position, why) of the rows of a shard that kill or hang a worker on their own.
 
     A shard in which no row alone is guilty yields nothing.
@@ -16,14 +17,13 @@ def find_poison(alone: Window, job: ShardJob, shard: int, rows: int) -> Iterator
     Args:
         alone: a window of one slot. Nothing else may run on the cluster meanwhile: a killed worker takes its
             neighbours with it, and they would be blamed.
-        job: the run.
-        shard: the suspected shard.
+        part: the suspected shard of a store.
         rows: how many rows it has.
     """
     ranges = [(0, rows)]
     while ranges:
         start, stop = ranges.pop(0)
-        why = _try(alone, job, shard, start, stop)
+        why = _try(alone, part, start, stop)
         if why and stop - start == 1:
             yield start, why
         elif why:
@@ -31,11 +31,11 @@ def find_poison(alone: Window, job: ShardJob, shard: int, rows: int) -> Iterator
             ranges = [(start, middle), (middle, stop), *ranges]
 
 
-def _try(alone: Window, job: ShardJob, shard: int, start: int, stop: int) -> str:
+def _try(alone: Window, part: Part, start: int, stop: int) -> str:
     """Embed a range on a worker; return what happened to it, or nothing."""
     # A single row is tried twice: a machine that was just then taken away must not condemn it.
     retries = 1 if stop - start == 1 else 0
-    probe = Task(f"probe-{job.run}-{shard:05d}-{start}-{stop}", probe_rows, (job, shard, start, stop), retries)
+    probe = Task(f"probe-{part.name}-{start}-{stop}", probe_rows, (part, start, stop), retries)
     why = ""
     for outcome in alone.iterate([probe]):
         if outcome is not None and outcome.is_suspect:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import secrets
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
@@ -12,12 +13,11 @@ import numpy as np
 from embedx.core.errors import EncoderError
 from embedx.core.meter import metered
 from embedx.core.specs import EncoderSpec
-from embedx.core.threads import cpu_quota
 from embedx.encoders.registry import open_encoder
 from embedx.inference.gates import passes_gate
 from embedx.inference.runtimes import machine_has_bf16
-from embedx.steps.encoding import Session, close_session, shared_session
-from embedx.steps.extract_shard import ShardJob
+from embedx.steps.encoding import Session, close_session, share_forward, shared_sessions
+from embedx.steps.shard_job import ShardJob
 from embedx.steps.trial import measure_bf16
 from embedx.store.schema import round_mantissa
 
@@ -106,23 +106,25 @@ def survey_worker(job: ShardJob) -> Survey:
     return Survey(library_versions(), "")
 
 
-def preflight(job: ShardJob, asked: str, use_sample: bool = True) -> Preflight:
-    """Load the encoder, embed its canaries and, for a new store, decide its precision.
+def preflight(jobs: Sequence[ShardJob], place: int, asked: str, use_sample: bool = True) -> Preflight:
+    """Load an encoder, embed its canaries and, for a new store, decide its precision.
 
     Args:
-        job: with the run's plan written; its precision is only used when `asked` is empty.
+        jobs: of the run's stores, with their plans written.
+        place: which of them; the others' encoders are loaded where they share its forward pass.
         asked: auto, fp32 or bf16 for a new store; empty for an existing one.
         use_sample: measure on the first items of the corpus, else on the encoder's own canaries: an item may be
             one that kills.
     """
-    if not asked:
-        session = job.session()
-        return _flown(job, session, job.precision, "as the store was created")
-    threads = job.threads or cpu_quota()
+    job = jobs[place]
+    (group,) = (group for group in share_forward([other.wanted_in("") for other in jobs]) if place in group)
 
     def open_at(precision: str) -> Session:
-        return shared_session(job.encoder, job.fingerprint, precision, job.runtime, job.device, threads)
+        wanted = [replace(jobs[other].wanted_in(""), precision=precision) for other in group]
+        return shared_sessions(wanted, job.execution)[group.index(place)]
 
+    if not asked:
+        return _flown(job, open_at(job.wanted_in(job.precision).precision), job.precision, "as the store was created")
     if asked == "fp32":
         return _flown(job, open_at("fp32"), "fp32", "as asked")
     if open_encoder(EncoderSpec.from_dict(job.encoder)).card.direct:

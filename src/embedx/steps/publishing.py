@@ -14,7 +14,7 @@ from embedx.core.errors import CorpusError, StoreError, TooManyFailuresError
 from embedx.core.paths import write_json
 from embedx.core.reports import Report
 from embedx.core.specs import FailureLimit
-from embedx.steps.planning import Plan
+from embedx.steps.plan import Plan
 from embedx.store import delta, runs
 from embedx.store.delta import DataFile, NewFile, Transition
 from embedx.store.layout import StoreLayout

@@ -11,22 +11,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from embedx.steps.extract_shard import ShardJob, id_range
+from embedx.steps.extract_shard import id_range
+from embedx.steps.shard_job import Part, ShardJob
 from embedx.store.listing import read_group
 from embedx.store.schema import owner_ids, store_schema
 from embedx.store.shards import Receipt, read_receipt, write_shard
 
 
-def rewrite_shard(job: ShardJob, shard: int, old_path: str, group: int) -> Receipt:
+def rewrite_shard(part: Part, old_path: str, group: int) -> Receipt:
     """Write a file again without the rows that go and with new carried columns where they changed.
 
     Args:
-        job: the run.
-        shard: the number of the new file.
+        part: the new file.
         old_path: the file, relative to the store.
         group: its changes' record batch in `rewrites.arrow`.
     """
-    path = job.layout.shard(shard)
+    job, path = part.job, part.path
     if path.exists():
         return read_receipt(path)
     started = time.perf_counter()
@@ -39,7 +39,7 @@ def rewrite_shard(job: ShardJob, shard: int, old_path: str, group: int) -> Recei
         table = _apply_updates(job, table, updates)
     receipt = Receipt(
         run=job.run,
-        shard=shard,
+        shard=part.shard,
         fingerprint=job.fingerprint,
         precision=job.precision,
         rows=table.num_rows,

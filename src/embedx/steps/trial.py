@@ -15,9 +15,9 @@ from embedx.core.long_texts import TRUNCATED
 from embedx.core.paths import cached_json, remember_json
 from embedx.core.threads import cpu_quota
 from embedx.inference.gates import Fidelity, measure_fidelity, passes_gate
-from embedx.inference.pipeline import Clock
 from embedx.steps.encoding import Session, close_session
-from embedx.steps.extract_shard import ShardJob, embed_rows
+from embedx.steps.shard_job import ShardJob
+from embedx.steps.shard_rows import Reader, embed_rows
 from embedx.store.listing import read_group
 
 JPEG_MARGINS = (1.4, 2.8, 5.6)
@@ -69,8 +69,8 @@ def measure_bf16(job: ShardJob, fast: Session, open_at: Callable[[str], Session]
         return Measured(Fidelity(**known["fidelity"]), known["items"], known["jpeg_side"], reduced)
     exact = open_at("fp32")
     job = replace(job, long=TRUNCATED)  # Two precisions differ on windows as on whole texts, and one may be a book.
-    vectors = embed_rows(job, fast, rows, Clock())[0].vectors
-    reference = embed_rows(job, exact, rows, Clock())[0].vectors
+    vectors = embed_rows(Reader(job, fast), rows).result.vectors
+    reference = embed_rows(Reader(job, exact), rows).result.vectors
     if len(reference) == 0 or len(vectors) != len(reference):
         measured = Measured(measure_fidelity(fast.canary_vectors(), exact.canary_vectors()), len(reference))
     else:
@@ -89,7 +89,7 @@ def _try_reducing(
     """Find the least size to which JPEGs can be reduced so that bf16 keeps its gate against fp32 on whole images."""
     for margin in JPEG_MARGINS:
         side = round(margin * _resized_side(fast.card))
-        embedded, _, _ = embed_rows(replace(job, jpeg_side=side), fast, rows, Clock())
+        embedded = embed_rows(Reader(replace(job, jpeg_side=side), fast), rows).result
         if embedded.counts["reduced"] < FEWEST_REDUCED or len(embedded.vectors) != len(reference):
             break
         fidelity = measure_fidelity(embedded.vectors, reference)

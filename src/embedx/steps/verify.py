@@ -13,6 +13,7 @@ from embedx.core.long_texts import TRUNCATED
 from embedx.core.reports import Report
 from embedx.core.specs import NO_ACCESS, Access
 from embedx.corpora.content import read_image
+from embedx.inference.clock import Clock
 from embedx.inference.gates import measure_fidelity
 from embedx.steps.artefacts import artefact_kind
 from embedx.steps.encoding import open_encoder_session
@@ -70,7 +71,7 @@ def _deep_problems(store: Store, count: int, access: Access) -> list[dict[str, s
         contents = [read_image(path, access, store.store_card.jpeg_side).item for path in contents]
     # Chunks are carried as the texts that they are: nothing is left to cut.
     long = store.store_card.long
-    embedded = embed_texts(session, contents, TRUNCATED if long.has_rows else long)
+    (embedded,) = embed_texts([session], contents, TRUNCATED if long.has_rows else long, [Clock()])
     again, failures = embedded.vectors, embedded.failures
     ids = rows.column("item_id").to_pylist()
     problems = [

@@ -1,0 +1,118 @@
+"""What shard tasks are told: the run of a store, and which shard of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from embedx.core.long_texts import TRUNCATED, LongTexts
+from embedx.core.meter import Meter
+from embedx.core.specs import NO_ACCESS, Access
+from embedx.core.threads import cpu_quota
+from embedx.inference.runtimes import Execution, machine_has_bf16
+from embedx.steps.encoding import Session, Wanted, shared_sessions
+from embedx.store.layout import RunLayout
+from embedx.store.listing import read_group
+from embedx.store.schema import CarriedColumn
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """What every shard task of a run has in common; small, it travels with each task.
+
+    Attributes:
+        root: the store.
+        run: the run.
+        encoder: the encoder's spec as a dict.
+        fingerprint: what the encoder must be.
+        precision: of the store.
+        full_bits: keep all mantissa bits.
+        kind: image or text.
+        columns: carried columns.
+        content_column: the one that repeats the text.
+        runtime: auto, openvino or torch.
+        device: auto, cpu or cuda.
+        threads: cores of a worker; 0 is the worker's own quota.
+        access: how images outside this machine are reached.
+        max_requests: of remote encoders, in the whole run; None has no limit.
+        requests: the file in which all stores of the run count them.
+        jpeg_side: to how many pixels of the shorter side JPEGs may be reduced in decoding; 0 is not at all.
+        long: how long texts are read.
+    """
+
+    root: str
+    run: str
+    encoder: dict[str, Any]
+    fingerprint: str
+    precision: str
+    full_bits: bool
+    kind: str
+    columns: tuple[CarriedColumn, ...]
+    content_column: str | None
+    runtime: str
+    device: str
+    threads: int
+    access: Access = NO_ACCESS
+    max_requests: int | None = None
+    requests: str = ""
+    jpeg_side: int = 0
+    long: LongTexts = TRUNCATED
+
+    @property
+    def meter(self) -> Meter:
+        """The run's counter of requests to remote encoders."""
+        return Meter(self.max_requests, Path(self.requests) if self.requests else None)
+
+    @property
+    def layout(self) -> RunLayout:
+        """The run's paths."""
+        return RunLayout(Path(self.root), self.run)
+
+    def wanted_in(self, precision: str) -> Wanted:
+        """Return the encoder as a store of a precision may have it computed on this machine."""
+        # A bf16 store accepts fp32 compute; an fp32 store never accepts bf16.
+        is_fast = precision == "bf16" and machine_has_bf16(self.device)
+        return Wanted(self.encoder, self.fingerprint, "bf16" if is_fast else "fp32")
+
+    @property
+    def execution(self) -> Execution:
+        """How encoders are executed here; the precision is for each to say."""
+        return Execution("", self.runtime, self.device, self.threads or cpu_quota())
+
+
+def open_sessions(jobs: Sequence[ShardJob]) -> list[Session]:
+    """Return this process's sessions of the encoders of some jobs of one run."""
+    return shared_sessions([job.wanted_in(job.precision) for job in jobs], jobs[0].execution)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One store's share of a shard task.
+
+    Attributes:
+        job: the store's run.
+        shard: the number of the shard in the store's plan.
+        store: the store's position among those of the run.
+    """
+
+    job: ShardJob
+    shard: int
+    store: int = 0
+
+    @property
+    def name(self) -> str:
+        """What to call it; another store's run has another name."""
+        return f"{self.job.run}-{self.shard:05d}"
+
+    @property
+    def path(self) -> Path:
+        """Its file, which exists exactly when the shard is done."""
+        return self.job.layout.shard(self.shard)
+
+    def read_rows(self) -> pa.RecordBatch:
+        """Return the plan's rows."""
+        return read_group(self.job.layout.file("plan.arrow"), self.shard)
