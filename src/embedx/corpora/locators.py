@@ -76,6 +76,11 @@ def is_remote(place: str) -> bool:
     return scheme_of(place) in REMOTE
 
 
+def url_path(place: str) -> str:
+    """Return a place without the query of a URL, so that it ends as the name of the file does."""
+    return place.partition("?")[0] if scheme_of(place) in ("http", "https") else place
+
+
 def url_problem(url: str) -> str | None:
     """Return why a URL is not read, or None if it is."""
     if scheme_of(url) not in REMOTE:

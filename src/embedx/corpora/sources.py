@@ -13,10 +13,11 @@ from embedx.core.errors import CorpusError, UsageError
 from embedx.core.specs import NO_ACCESS, Access, CorpusSpec
 from embedx.corpora import tars
 from embedx.corpora.expansion import Place, expand_sources
-from embedx.corpora.locators import is_remote
+from embedx.corpora.locators import is_remote, url_path
 from embedx.corpora.plugins import PluginTable, is_plugin_place, open_plugin
+from embedx.corpora.prefixes import Prefix
 from embedx.corpora.sql import SqlTable
-from embedx.corpora.storage import FileInfo, shared_storage
+from embedx.corpora.storage import shared_storage
 from embedx.corpora.tables import COLUMNAR, Table, table_format
 
 OPENING_THREADS = 8
@@ -44,7 +45,7 @@ class Source:
     table: Table | SqlTable | PluginTable | None = None
     columns: dict[str, str] = field(default_factory=dict)
     access: Access = NO_ACCESS
-    files: tuple[FileInfo, ...] | None = None
+    files: Prefix | None = None
     ignored: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -69,7 +70,7 @@ class Source:
 
 @functools.lru_cache(maxsize=4096)
 def _tar_columns(path: str, access: Access) -> dict[str, str]:
-    with shared_storage(access).open(path, tars.READAHEAD_BYTES) as file:
+    with shared_storage(access).open(path) as file:
         return tars.head_columns(file, path)
 
 
@@ -106,9 +107,9 @@ def open_source(place: Place, access: Access) -> Source:
         raise CorpusError(
             f"source {path} is no file but a pipe, socket or device", "Write it to a file first: it is read twice"
         )
-    if path.lower().endswith(".tar"):
+    if url_path(path).lower().endswith(".tar"):
         return Source(label, path, "tar", access=access, ignored=place.ignored)
-    kind = table_format(path)
+    kind = table_format(url_path(path))
     if kind is None:
         raise CorpusError(f"source {path} is of no known type", _remedy(path))
     table = Table(path, kind, tolerant=True, access=access)
@@ -116,7 +117,7 @@ def open_source(place: Place, access: Access) -> Source:
 
 
 def _remedy(path: str) -> str:
-    if path.lower().endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")):
+    if url_path(path).lower().endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")):
         return "Members of a tar are read by offset: unpack it to a plain .tar"
     return (
         "Sources are folders of images, .tar files, and .jsonl, .csv, .tsv, .txt (also .gz, .zst, .bz2, .xz), "

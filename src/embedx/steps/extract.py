@@ -203,7 +203,7 @@ def _fly(extraction: Extraction, store: int, cluster: Cluster, interrupts: Inter
         flown.canaries,
         known.canaries,
         f"{run.card.ref} computes other vectors than when {run.spec.out} was created",
-        "A library or driver changed; use the versions of then, or extract to another --out",
+        "A library, a driver or a remote model changed; use those of then, or extract to another --out",
     )
 
 
