@@ -15,8 +15,8 @@ from embedx.core.errors import CorpusError, EmbedxError
 from embedx.core.sources import COLUMN_TYPES, PluginSource
 from embedx.core.specs import NO_ACCESS, Access
 from embedx.corpora.decode import MAX_FILE_BYTES
+from embedx.corpora.errors import ReadError
 from embedx.corpora.locators import REMOTE
-from embedx.corpora.storage import ReadError
 from embedx.corpora.tables import FORMATS, Piece, cut_pieces
 
 ENTRY_POINTS = "embedx.sources"
