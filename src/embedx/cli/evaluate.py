@@ -19,6 +19,8 @@ EXAMPLES = """
 embedx evaluate stores/clinc-test --head heads/intent --label intent
 
 embedx evaluate stores/photos --head heads/defect --label defect --labels checked.csv --json
+
+embedx evaluate stores/books --head heads/genre --label genre --by-parent
 """
 
 MAX_UNSEEN_SHOWN = 5
@@ -38,6 +40,9 @@ def evaluate(
         typer.Option(help="Labels of their own: .csv, .tsv, .jsonl or .parquet with item_id or id, and the label."),
     ] = None,
     storage_option: StorageOptions = None,
+    by_parent: Annotated[
+        bool, typer.Option("--by-parent", help="Judge each text once, not each chunk: by the mean of its chunks.")
+    ] = False,
     as_json: output.AsJson = False,
 ) -> None:
     """Say how well a head does: accuracy, macro F1, log loss, per class.
@@ -49,7 +54,7 @@ def evaluate(
     places = place(store, storage_option), place(head, storage_option)
     progress = output.ProgressLine()
     try:
-        report = evaluate_head(EvaluateSpec(places[0], places[1], label, labels), progress)
+        report = evaluate_head(EvaluateSpec(places[0], places[1], label, labels, by_parent), progress)
     finally:
         progress.close()
     output.show_report(report, as_json, summary(report))
@@ -59,7 +64,7 @@ def summary(report: Report) -> Iterator[str]:
     """Yield the lines a person reads."""
     left_out = f", {report['n_unlabelled']:,} without a label left out" if report["n_unlabelled"] else ""
     yield f"Evaluated {report['head']} on {report['store']['path']} ({report['encoder']['ref']}{left_out})"
-    yield from metric_lines(report, f"{report['n']:,} rows")
+    yield from metric_lines(report, f"{report['n']:,} {'texts' if report['by_parent'] else 'rows'}")
     yield from hardest_lines(report)
     unseen = report["unseen"]
     if unseen:

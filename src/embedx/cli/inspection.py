@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from embedx.cli import output
-from embedx.cli.places import StorageOptions, place
+from embedx.cli.places import StorageOptions, access_of, place
 from embedx.core.reports import Report
 
 StorePath = Annotated[str, typer.Argument(metavar="STORE", help="A store made by embedx extract: path or URL.")]
@@ -65,12 +65,17 @@ def verify(
     path: AnyPath,
     deep: Annotated[int, typer.Option("--deep", metavar="N", help="Re-embed N items of a store and compare.")] = 0,
     storage_option: StorageOptions = None,
+    allow_private_networks: Annotated[
+        bool, typer.Option("--allow-private-networks", help="Fetch URLs from private addresses, too.")
+    ] = False,
     as_json: output.AsJson = False,
 ) -> int:
     """Check that a store, index or head holds what it promises; exit 1 if not."""
+    from embedx.core.places import Access
     from embedx.steps.verify import verify as step
 
-    report = step(place(path, storage_option), deep)
+    access = Access(access_of(storage_option).options, allow_private_networks)
+    report = step(place(path, storage_option), deep, access)
     output.show_report(report, as_json, _verdict(report))
     return 0 if report["ok"] else 1
 

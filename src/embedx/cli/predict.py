@@ -17,6 +17,8 @@ EXAMPLES = """
 embedx predict stores/tickets --head heads/intent --out predictions.parquet
 
 embedx predict stores/tickets --head heads/intent --out predictions.parquet --json
+
+embedx predict stores/books --head heads/genre --by-parent --out predictions.parquet
 """
 
 MAX_SHOWN = 5
@@ -31,16 +33,23 @@ def predict(
     store: Annotated[str, typer.Argument(help="The store, of the encoder that the head was fitted on.")],
     head: Annotated[str, typer.Option(help="The head, made by embedx fit-head.")],
     out: Annotated[str, typer.Option("--out", help="The Parquet file to write; an older one is replaced.")],
+    by_parent: Annotated[
+        bool, typer.Option("--by-parent", help="One prediction a text, not one a chunk: the mean of its chunks.")
+    ] = False,
     storage_option: StorageOptions = None,
     as_json: output.AsJson = False,
 ) -> None:
-    """Predict every item of a store: item_id, prediction and its probability, in Parquet."""
+    """Predict every item of a store: item_id, prediction and its probability, in Parquet.
+
+    In a store of --long chunk each chunk gets a prediction; with --by-parent each text does, by the mean of the
+    probabilities of its chunks.
+    """
     from embedx.steps.predict import PredictSpec, predict_store
 
     progress = output.ProgressLine()
     try:
-        spec = PredictSpec(*(place(name, storage_option) for name in (store, head, out)))
-        report = predict_store(spec, progress)
+        there = place(store, storage_option), place(head, storage_option), place(out, storage_option)
+        report = predict_store(PredictSpec(there[0], there[1], there[2], by_parent), progress)
     finally:
         progress.close()
     output.show_report(report, as_json, summary(report))

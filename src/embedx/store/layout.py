@@ -8,6 +8,7 @@ store/
                      plan.arrow      items to embed, one record batch per shard; gone once published
                      receipts.jsonl  of finished shards, as their writers said them; gone once published
                      requests.json   requests to a remote encoder so far; gone once published
+                     hosts/          connections to web servers that workers share; gone once published
                      failures/*.arrow  failed items of one attempt at one shard
                      identities.arrow  item -> size and mtime of its file, for the next run's diff; the newest only
                      failures.arrow  items of the store that have no vector, as of this run
@@ -27,7 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from embedx.core.places import Place
+from embedx.core.places import Place, absolute
 from embedx.store.files import File, Files, open_files
 
 STORE_FORMAT = 1
@@ -114,6 +115,11 @@ class RunLayout:
     def data(self) -> str:
         """The folder of the run's shard files."""
         return f"{DATA}{self.run}/"
+
+    @property
+    def hosts(self) -> str:
+        """The folder in which workers share their connections to web servers; none where they share no disk."""
+        return f"{absolute(self.root)}/{self.folder}hosts" if isinstance(self.root, Path) else ""
 
     def shard_name(self, shard: int) -> str:
         """Return a shard's path relative to the store, as Delta names it."""

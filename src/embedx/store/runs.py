@@ -169,4 +169,5 @@ def finish_record(layout: RunLayout, report: dict[str, Any]) -> None:
     layout.file("report.json").write_json(report)
     open_only = ("plan.arrow", "rewrites.arrow", "receipts.jsonl", "requests.json", "requests.json.lock")
     layout.files.delete(layout.folder + name for name in open_only)
-    layout.files.delete_below(f"{layout.folder}failures/")
+    for folder in ("failures/", "hosts/"):
+        layout.files.delete_below(layout.folder + folder)
