@@ -232,7 +232,8 @@ def test_temporary_files_are_private_and_go_away(embedx, tmp_path, monkeypatch):
         os.umask(before)
     assert seen and all(mode & 0o077 == 0 for mode in seen.values()), seen
     embedx("extract", "t.jsonl", "--encoder", "minilm", "--out", "s", env={"TMPDIR": str(temporary)})
-    left = {path.name for path in temporary.rglob("*")}
+    # torch makes itself a folder where a model is converted, which one test of a session does.
+    left = {path.name for path in temporary.rglob("*") if not path.name.startswith("torchinductor_")}
     assert left <= {"dask-scratch-space", "global.lock", "purge.lock"}, "nothing is left but Dask's own empty files"
 
 
