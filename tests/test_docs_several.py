@@ -20,7 +20,8 @@ def workers(cache, monkeypatch):
     """Workers that stay warm between the commands."""
     with servers.dask_cluster({}) as scheduler:
         monkeypatch.setenv("EMBEDX_CLUSTER", scheduler)
-            yield
+        monkeypatch.setenv("EMBEDX_RUNTIME", "torch")  # converting the models is tried elsewhere
+        yield
 
 
 @pytest.fixture(scope="module")
