@@ -18,9 +18,9 @@ IMAGE_CHUNK = 1
 
 IMAGE_WINDOW = 256
 WINDOW_BYTES = 64 * 2**20
-"""Images held prepared at a time: so many, or what weighs so much. 256 squares of 224 pixels weigh 37 MiB; of 1,024
-pixels they would weigh 768. A task holds two windows, a worker two tasks. Several encoders share the bytes. Texts need
-no window: tokens are small, and sorting the whole shard by length is what saves padding."""
+"""Images held prepared at a time, over all ways of preparing: so many, or what weighs so much. 256 squares of 224
+pixels weigh 37 MiB; of 1,024 pixels they would weigh 768. A task holds two windows, a worker two tasks. Texts need no
+window: tokens are small, and sorting the whole shard by length is what saves padding."""
 
 FIRST_WINDOW = 16
 """Images of the first windows, which tell what one weighs."""
@@ -61,21 +61,20 @@ class Feed:
         """Yield (start, what was prepared in each way) of each window; the next one is being prepared meanwhile."""
         size = max(1, count) if self._is_text else FIRST_WINDOW
         launched = min(count, 2 * size)
-        ahead = deque(self._launch(start, min(launched, start + size)) for start in range(0, launched, size))
+        ahead = deque((start, self._launch(start, min(launched, start + size))) for start in range(0, launched, size))
         while ahead:
-            window = self._joined(*ahead.popleft())
-            yield window
-            size = size if self._is_text else _window_size(window[1], size)
+            start, window = self._joined(*ahead.popleft())
+            yield start, window
+            size = size if self._is_text else _window_size(window, size)
             del window  # Two are held, not three.
             if launched < count:
-                stop = min(count, launched + size)
-                ahead.append(self._launch(launched, stop))
-                launched = stop
+                ahead.append((launched, self._launch(launched, min(count, launched + size))))
+                launched = min(count, launched + size)
 
-    def _launch(self, start: int, stop: int) -> tuple[int, _Pending]:
+    def _launch(self, start: int, stop: int) -> _Pending:
         chunk = TEXT_CHUNK if self._is_text else IMAGE_CHUNK
         edges = range(start, stop, chunk)
-        return start, [(edge, self._pool.submit(self._prepare, edge, min(stop, edge + chunk))) for edge in edges]
+        return [(edge, self._pool.submit(self._prepare, edge, min(stop, edge + chunk))) for edge in edges]
 
     def _prepare(self, start: int, stop: int) -> list[Prepared]:
         with self._shared.stage("read"):
@@ -95,10 +94,10 @@ class Feed:
         return start, [_join(edges, list(own)) for own in zip(*pieces)]
 
 
-def _window_size(ways: Sequence[Prepared], size: int) -> int:
+def _window_size(window: Sequence[Prepared], size: int) -> int:
     """Return how many images may be prepared at a time, from what those of a window weigh in all ways together."""
-    heaviest = sum(max((getattr(item, "nbytes", 0) for item in way.items), default=0) for way in ways)
-    return max(1, min(IMAGE_WINDOW, WINDOW_BYTES // heaviest)) if heaviest else size
+    heaviest = sum(max((getattr(item, "nbytes", 0) for item in way.items), default=0) for way in window)
+    return max(1, min(IMAGE_WINDOW // len(window), WINDOW_BYTES // heaviest)) if heaviest else size
 
 
 def _join(edges: Sequence[int], pieces: Sequence[Prepared]) -> Prepared:
@@ -115,9 +114,5 @@ def _join(edges: Sequence[int], pieces: Sequence[Prepared]) -> Prepared:
 
 
 def preparation_of(encoder: Encoder) -> Any:
-    """Return a key that encoders share which prepare items alike; of one that does not say, its own.
-
-    Only what its class says itself: an encoder that wraps another, and passes on its attributes, may prepare otherwise.
-    """
-    value = encoder.preparation if hasattr(type(encoder), "preparation") else None  # type: ignore[attr-defined]
-    return (type(encoder), value) if value is not None else id(encoder)
+    """Return a key that encoders share which prepare items alike; of one that does not say, its own."""
+    return getattr(encoder, "preparation", None) or id(encoder)

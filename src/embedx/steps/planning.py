@@ -58,6 +58,8 @@ def make_plans(plannings: Sequence[Planning], layouts: Sequence[RunLayout]) -> t
         return plans, cut_shards(plannings, plans, wanted, listing)
     finally:
         listing.unlink(missing_ok=True)
+        # What planning needed for a moment the driver would keep for the whole run.
+        pa.default_memory_pool().release_unused()
 
 
 def _plan_store(planning: Planning, plan: Plan, listing: Path) -> np.ndarray:
