@@ -41,6 +41,7 @@ conformance: $(STAMP)  ## every encoder against its own library; makes docs/enco
 bench: $(STAMP)  ## the short benchmarks; writes benchmarks/results/; PHOTOS=folder adds images
 	@$(BIN)/python benchmarks/startup.py
 	@$(BIN)/python benchmarks/text.py --short
+	@$(BIN)/python benchmarks/long_texts.py --rounds 1 --documents 0
 	@$(BIN)/python benchmarks/scaling.py --items 500
 	@$(BIN)/python benchmarks/planning.py --items 1000000 --shards 1000
 	@$(BIN)/python benchmarks/pipeline.py --rounds 3 $(if $(PHOTOS),--photos $(PHOTOS))

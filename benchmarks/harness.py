@@ -73,11 +73,11 @@ def table(contestants: list[Contestant], items: int) -> list[str]:
     return lines
 
 
-def write_results(name: str, title: str, lines: list[str], facts: dict[str, object]) -> Path:
-    """Write `results/<date>-<cpu>-<name>.md`, with what ran where."""
+def write_results(name: str, title: str, lines: list[str], facts: dict[str, object], part: str = "") -> Path:
+    """Write `results/<date>-<cpu>-<name><part>.md`, with what ran where."""
     cpu = cpu_name()
     slug = "".join(c if c.isalnum() else "-" for c in cpu.lower()).strip("-")[:40]
-    path = RESULTS / f"{datetime.date.today().isoformat()}-{slug}-{name}.md"
+    path = RESULTS / f"{datetime.date.today().isoformat()}-{slug}-{name}{part}.md"
     versions = {package: version(package) for package in ("torch", "sentence-transformers", "openvino", "dask")}
     described = {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "python": platform.python_version(), **versions}
     head = [f"# {title}", "", f"`python benchmarks/{name}.py`, {datetime.date.today().isoformat()}", ""]

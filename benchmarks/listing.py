@@ -5,7 +5,8 @@
 `embedx extract --dry-run` on WebDataset tars of small images, and on Parquet files of image bytes and of texts, each from
 listing to plan. Beside it, in the same run: what Python's tarfile needs to name the same members one tar after the other,
 and what pyarrow needs to read the same ids. The driver's memory is its peak of anonymous pages. Then the listing alone with
-several threads, and what a cell of 10^9 bytes costs the process that reads it.
+several threads, the memory that prefixes of S3 take to be listed (a server that invents names), and what a cell of 10^9
+bytes costs the process that reads it.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pyarrow as pa
@@ -39,6 +43,7 @@ def main() -> None:
     parser.add_argument("--members", type=int, default=100)
     parser.add_argument("--parquets", type=int, default=100)
     parser.add_argument("--rows", type=int, default=10_000)
+    parser.add_argument("--names", type=int, nargs="*", default=[20_000, 200_000], help="objects of a prefix")
     parser.add_argument("--folder", type=Path, help="where to work; default: a temporary folder")
     arguments = parser.parse_args()
     lines = [
@@ -81,6 +86,7 @@ def main() -> None:
             )
             print(lines[-1], file=sys.stderr, flush=True)
         lines += measure_threads(texts)
+        lines += measure_prefixes(arguments.names)
         lines += measure_huge_cell(home / "huge.parquet")
     write_results("listing", "Listing and planning many sources", lines, {"what": "--dry-run, a process of its own"})
 
@@ -97,6 +103,68 @@ def measure_threads(folder: Path) -> list[str]:
         started = time.perf_counter()
         items = sum(listed.rows.num_rows for listed in listing.iterate_ahead(jobs, threads))
         lines.append(f"| {threads} | {items:,} | {time.perf_counter() - started:.2f} |")
+    return lines
+
+
+PREFIX = """
+import sys
+from embedx.core.specs import Access, CorpusSpec
+from embedx.corpora.listing import open_corpus
+from planning import anonymous_mb
+
+access = Access((("endpoint_url", sys.argv[1]), ("key", "k"), ("secret", "s")))
+corpus = open_corpus(CorpusSpec(("s3://pics/p/",), access=access))
+items = peak = 0
+for batch in corpus.iterate_batches():
+    items += batch.num_rows
+    peak = max(peak, anonymous_mb(__import__("os").getpid()))
+print(items, round(peak))
+"""
+
+
+class Names(BaseHTTPRequestHandler):
+    """Answers to ListObjectsV2 with pages of a thousand names."""
+
+    protocol_version = "HTTP/1.1"
+    count = 0
+
+    def do_GET(self) -> None:
+        """Give a page."""
+        asked = parse_qs(urlsplit(self.path).query)
+        start = int(asked.get("continuation-token", ["0"])[0])
+        stop = min(self.count, start + 1000)
+        more = f"<NextContinuationToken>{stop}</NextContinuationToken>" if stop < self.count else ""
+        entry = "<Contents><Key>p/{0:02d}/{1:09d}.jpg</Key><Size>1</Size><ETag>&quot;{1:032d}&quot;</ETag></Contents>"
+        entries = "".join(entry.format(number % 10, number) for number in range(start, stop))
+        truncated = str(bool(more)).lower()
+        body = f"<ListBucketResult><IsTruncated>{truncated}</IsTruncated>{more}{entries}</ListBucketResult>".encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/xml")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def measure_prefixes(counts: list[int]) -> list[str]:
+    """List prefixes of S3, each in a process of its own."""
+    lines = ["", "| names below a prefix of S3 | seconds | peak of the process, MB |", "|---|---|---|"]
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Names)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    for count in counts:
+        Names.count = count
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        started = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-c", PREFIX, url], capture_output=True, text=True, check=True, cwd=Path(__file__).parent
+        )
+        items, peak_mb = done.stdout.split()
+        assert int(items) == count, done.stdout
+        lines.append(f"| {count:,} | {time.perf_counter() - started:.1f} | {peak_mb} |")
+        print(lines[-1], file=sys.stderr, flush=True)
+    server.shutdown()
     return lines
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import pytest
 from distributed import LocalCluster
@@ -28,6 +29,7 @@ class Handler(BaseHTTPRequestHandler):
     asked: Counter[str]
     times: dict[str, list[float]]
     at_a_time: list[int]
+    knows_conditions = True
 
     def do_GET(self) -> None:
         number = self.asked[self.path]
@@ -47,12 +49,15 @@ class Handler(BaseHTTPRequestHandler):
 
     def give(self, data: bytes, status: int = 200, **headers: str) -> None:
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if self.knows_conditions and self.headers.get("If-Match", self.tag()) != self.tag():
+            data, status, asked = b"", 412, None
         if asked and status == 200 and self.path not in self.behaviours:
             size, first = len(data), int(asked[1])
             data = data[first : int(asked[2]) + 1 if asked[2] else None]
             status, headers = 206, {**headers, "Content-Range": f"bytes {first}-{first + len(data) - 1}/{size}"}
         self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
+        self.send_header("ETag", self.tag())
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
@@ -63,8 +68,11 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(404 if data is None else 200)
         self.send_header("Content-Length", str(len(data or b"")))
         self.send_header("Accept-Ranges", "bytes")
-        self.send_header("ETag", f'"{zlib.crc32(data or b"")}"')
+        self.send_header("ETag", self.tag())
         self.end_headers()
+
+    def tag(self) -> str:
+        return f'"{zlib.crc32(self.files.get(self.path, b""))}"'
 
     def whole(self) -> None:
         self.give(self.files[self.path])
@@ -89,13 +97,15 @@ class Web:
         self.asked: Counter[str] = Counter()
         self.times: dict[str, list[float]] = defaultdict(list)
         self.url = ""
+        self.handler: type[Handler] = Handler
 
 
 @contextmanager
 def web_server() -> Iterator[Web]:
     web = Web()
     shared = {"files": web.files, "behaviours": web.behaviours, "asked": web.asked, "times": web.times, "at_a_time": []}
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Handler,), shared))
+    web.handler = type("Handler", (Handler,), shared)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), web.handler)
     server.daemon_threads = True
     web.url = f"http://127.0.0.1:{server.server_address[1]}"
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -191,6 +201,8 @@ def s3_server() -> Iterator[str]:
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
+    # All servers of a process share what they hold: what another test left there must not be found.
+    urlopen(Request(f"http://{host}:{port}/moto-api/reset", method="POST")).close()
     try:
         yield f"http://{host}:{port}"
     finally:

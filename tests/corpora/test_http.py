@@ -1,6 +1,8 @@
 """Fetching from a real server that misbehaves: every URL ends as bytes or with its cause, in bounded time."""
 
 import socket
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -8,8 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from embedx.corpora.addresses import is_public
+from embedx.corpora.errors import ReadError
+from embedx.corpora.hosts import Host
 from embedx.corpora.http import FAILED_IN_ROW, Fetcher, Limits
-from embedx.corpora.storage import ReadError
+from embedx.corpora.web import WebFiles
 from tests import servers
 
 BODY = bytes(range(256)) * 200
@@ -144,6 +148,99 @@ def test_few_connections_to_one_host():
         with ThreadPoolExecutor(16) as pool:
             assert len(list(pool.map(lambda n: fetcher.fetch(f"{web.url}/{n}"), range(40)))) == 40
     assert most == 3
+
+
+def test_the_workers_of_a_run_share_the_connections_to_a_host(tmp_path):
+    """Each fetcher is one process's; what they share is a folder."""
+    running, most = set(), []
+
+    def behave(handler, number):
+        running.add(handler)
+        most.append(len(running))
+        time.sleep(0.03)
+        running.discard(handler)
+        handler.give(b"x")
+
+    with servers.web_server() as web:
+        web.behaviours.update({f"/{n}": behave for n in range(40)})
+        fetchers = [Fetcher(True, Limits(per_host=3), str(tmp_path / "hosts")) for _ in range(4)]
+        with ThreadPoolExecutor(16) as pool:
+            found = list(pool.map(lambda n: fetchers[n % 4].fetch(f"{web.url}/{n}"), range(40)))
+    assert found == [b"x"] * 40 and max(most) == 3
+
+
+def test_a_worker_that_dies_gives_its_connection_back(tmp_path):
+    script = "import sys, time; from embedx.corpora.hosts import Host\n"
+    script += "with Host('h', 1, 1, sys.argv[1]).connection(): print('has it', flush=True); time.sleep(60)"
+    other = subprocess.Popen([sys.executable, "-c", script, tmp_path / "hosts"], stdout=subprocess.PIPE)
+    assert other.stdout.readline() == b"has it\n"
+    taken = threading.Event()
+
+    def take():
+        with Host("h", 1, 1, str(tmp_path / "hosts")).connection():
+            taken.set()
+
+    threading.Thread(target=take, daemon=True).start()
+    assert not taken.wait(0.3), "it is not shared between two"
+    other.kill()
+    other.wait()
+    assert taken.wait(10)
+
+
+def test_a_pause_is_for_all_workers_of_a_run(tmp_path):
+    hosts = [Host("h", 2, 5, str(tmp_path / "hosts")) for _ in range(2)]
+    with hosts[0].connection():
+        hosts[0].pause(0.5)
+    started = time.monotonic()
+    with hosts[1].connection():
+        assert time.monotonic() - started > 0.4
+    with Host("other", 2, 5, str(tmp_path / "hosts")).connection():
+        pass
+    (tmp_path / "gone").write_text("no folder")
+    with pytest.raises(ReadError) as caught, Host("h", 2, 5, str(tmp_path / "gone" / "hosts")).connection():
+        pass
+    assert caught.value.error == "RunIsOver"
+
+
+def test_limits_are_read_from_the_environment(monkeypatch):
+    monkeypatch.setenv("EMBEDX_PER_HOST", "9")
+    monkeypatch.setenv("EMBEDX_FETCH_S", "1.5")
+    assert (Fetcher().limits.per_host, Fetcher().limits.seconds) == (9, 1.5)
+    for wrong in ("0", "-1", "many", "nan"):
+        monkeypatch.setenv("EMBEDX_PER_HOST", wrong)
+        with pytest.raises(ReadError, match="EMBEDX_PER_HOST"):
+            Fetcher()
+
+
+def test_a_range_is_of_the_file_that_was_described(web):
+    files = WebFiles(Fetcher(True, LIMITS), {})
+    web.files["/r"], url = BODY, f"{web.url}/r"
+    info = files.info(url)
+    assert info["size"] == len(BODY) and files.read_range(url, 5, 9, info["ETag"]) == BODY[5:9]
+    web.files["/r"] = BODY[::-1]
+    asked = web.asked["/r"]
+    with pytest.raises(ReadError, match="changed after it was listed"):
+        files.read_range(url, 5, 9, info["ETag"])
+    assert web.asked["/r"] == asked + 1, "another attempt would find the same"
+    web.behaviours["/r"] = lambda handler, number: handler.give(BODY[5:9], 206, Content_Range="bytes 5-8/51200")
+    with pytest.raises(ReadError, match="changed after it was listed"):
+        files.read_range(url, 5, 9, '"other"')
+    web.files["/empty"] = b""
+    web.behaviours["/empty"] = lambda handler, number: handler.give(b"", 416)
+    assert files.info(f"{web.url}/empty")["size"] == 0
+    web.files["/whole"] = BODY
+    web.behaviours["/whole"] = lambda handler, number: handler.whole()
+    with pytest.raises(ReadError, match="does not know ranges"):
+        files.info(f"{web.url}/whole")
+
+
+def test_headers_are_not_told_to_other_hosts(web):
+    seen = []
+    with servers.web_server() as other:
+        other.behaviours["/x"] = lambda handler, number: (seen.append(dict(handler.headers)), handler.give(b"x"))
+        web.behaviours["/away"] = servers.redirects(f"{other.url}/x")
+        Fetcher(True, LIMITS).ask(f"{web.url}/away", {"Authorization": "canary", "Range": "bytes=0-0"}, 1)
+    assert "Authorization" not in seen[0] and seen[0]["Range"] == "bytes=0-0"
 
 
 def test_a_host_that_is_down_does_not_hold_the_rest():

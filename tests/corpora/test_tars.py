@@ -6,12 +6,16 @@ import os
 import subprocess
 import sys
 import tarfile
+from collections import Counter
 
+import hypothesis.strategies as st
 import pytest
+from hypothesis import given, settings
 
 from embedx.core.contracts import Broken
 from embedx.core.errors import CorpusError, UsageError
 from embedx.core.specs import CorpusSpec
+from embedx.corpora import tars
 from embedx.corpora.content import ImageReader
 from embedx.corpora.listing import open_corpus
 from tests import photos
@@ -60,6 +64,53 @@ def test_every_format_and_name(tmp_path, format):
     rows, _ = rows_of(tmp_path / "a.tar")
     assert [row["item_id"] for row in rows] == [name.removeprefix("./") for name in names]
     assert all(content.size_bytes == len(image) for content in read_all(rows))
+
+
+NAMES = st.one_of(
+    st.sampled_from(
+        ["a/1.png", "./b.jpg", "x" * 100, "long/" + "y" * 150, "dir/", "\u00fc.png", "a b.png", "caf\udce9.png", "/z"]
+    ),
+    st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=20),
+)
+MEMBERS = st.lists(
+    st.tuples(NAMES, st.binary(max_size=1500), st.sampled_from([0, 1.5, 2**34]), st.sampled_from("000000LSFDg")),
+    max_size=6,
+)
+KINDS = {"0": tarfile.REGTYPE, "L": tarfile.LNKTYPE, "S": tarfile.SYMTYPE, "F": tarfile.FIFOTYPE, "D": tarfile.DIRTYPE}
+
+
+@given(members=MEMBERS, format=st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]))
+@settings(max_examples=150, deadline=None)
+def test_headers_are_understood_as_by_tarfile(members, format):
+    """Fast or not, and whatever extended headers there are: the same names, offsets and sizes."""
+    written = io.BytesIO()
+    with tarfile.open(fileobj=written, mode="w", format=format, errors="surrogateescape") as tar:
+        for name, data, mtime, kind in members:
+            member = tarfile.TarInfo(name)
+            member.mtime, member.linkname = mtime, "x" if kind in "LS" else ""
+            member.type, member.size = KINDS.get(kind, tarfile.REGTYPE), len(data) if kind in "0g" else 0
+            member.pax_headers = {"path": "renamed.png"} if kind == "g" and format == tarfile.PAX_FORMAT else {}
+            try:
+                tar.addfile(member, io.BytesIO(data))
+            except ValueError:  # USTAR: the name is too long, or the time too late
+                continue
+    written.seek(0)
+    with tarfile.open(fileobj=written, errors="surrogateescape") as tar:
+        expected = [(m.name.removeprefix("./"), m.offset_data, m.size) for m in tar if m.isreg()]
+    written.seek(0)
+    found = [tuple(member)[:3] for member in tars._iterate_members(written, "a.tar", Counter())]
+    assert found == expected
+
+
+def test_plain_headers_are_not_left_to_tarfile(tmp_path, monkeypatch):
+    """Also those with the extended header of a time, as WebDataset's writer makes them."""
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        for number in range(50):
+            add(tar, f"{number}.png", FILES["cats/1.png"], mtime=1.5 if number % 2 else 1)
+    asked = []
+    real = tarfile.TarFile.next
+    monkeypatch.setattr(tarfile.TarFile, "next", lambda self: (asked.append(self.offset), real(self))[1])
+    assert len(rows_of(tmp_path / "a.tar")[0]) == 50 and len(asked) <= 4, "at the beginning and the end, per reading"
 
 
 def test_companions_are_columns(tmp_path):

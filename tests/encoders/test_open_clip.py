@@ -92,7 +92,7 @@ def test_texts_need_no_padding_to_the_context(model, folder, batch):
     encoder = opened(folder, "#text")
     ours = np.concatenate([vectors(encoder, texts[start : start + batch]) for start in range(0, len(texts), batch)])
     assert np.abs(ours - expected).max() < 1e-6
-    assert encoder.collate(encoder.prepare(["a cat"]).items)["input_ids"].shape == (1, 4)
+    assert encoder.collate(encoder.prepare(["a cat"]).items)["input_ids"].shape == (1, 8)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import time
 
 import numpy as np
 import pytest
+from tests.encoders.support import embed
 from tests.remote_server import vector_of
 from tests.remote_services import serve
 
@@ -14,8 +15,6 @@ from embedx.encoders import remote
 from embedx.encoders.registry import open_encoder, parse_ref
 from embedx.encoders.remote_answers import BadAnswerError, read_openai, read_tei
 from embedx.encoders.remote_endpoint import _retry_after
-from embedx.inference.pipeline import Embedder
-from embedx.inference.runtimes import Execution, open_runtime
 
 KEY = "sk-secret-4711"
 
@@ -24,14 +23,6 @@ KEY = "sk-secret-4711"
 def fresh(monkeypatch):
     remote._discovered.clear()
     monkeypatch.setenv("EMBEDX_REMOTE_KEY", KEY)
-
-
-def embed(encoder, texts):
-    embedder = Embedder(encoder, open_runtime(encoder, Execution("fp32")).runtime, 2)
-    try:
-        return embedder.embed(len(texts), lambda start, stop: texts[start:stop])
-    finally:
-        embedder.close()
 
 
 def texts_of(count):

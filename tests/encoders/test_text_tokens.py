@@ -10,40 +10,15 @@ import numpy as np
 import pytest
 from tests.conformance.sentence_transformers_cases import say
 from tests.conformance.support import TEXTS
-from tests.conformance.transformers_cases import as_llama, as_roberta, as_t5, as_xlm_roberta, word_pieces
+from tests.conformance.transformers_cases import word_pieces
+from tests.encoders.support import LONG
 
 from embedx.core.contracts import Broken, EncoderCard
 from embedx.core.errors import EncoderError
 from embedx.core.specs import EncoderSpec
 from embedx.encoders.registry import open_encoder
 from embedx.encoders.text import TextEncoder
-from embedx.encoders.tokenization import TextTokenizer, library_tokenizer, read_tokenizer
-
-TOKENIZERS = {
-    "bert": word_pieces,
-    "roberta": as_roberta,
-    "llama": as_llama,
-    "t5": as_t5,
-    "xlm-roberta": as_xlm_roberta,
-}
-
-LONG = {
-    "prose": " ".join(TEXTS[:9]) + " ",
-    "no spaces": "東京は日本の首都です。",
-    "one word": "abcdefghij",
-    "only spaces": " \n\t",
-    "spaces in runs": "a          b\n\n\n\n\n",
-    "special tokens": "<mask> </s> <s>[SEP] [MASK] ",
-    "accents": "e\u0301\u0327 ﬁ \u200b ",
-}
-
-
-@pytest.fixture(scope="module", params=TOKENIZERS)
-def tokenizer(request, tmp_path_factory) -> TextTokenizer:
-    folder = tmp_path_factory.mktemp(request.param)
-    TOKENIZERS[request.param]().save_pretrained(folder)
-    say(folder / "config.json", model_type=request.param)
-    return replace(library_tokenizer(folder), max_tokens=32)
+from embedx.encoders.tokenization import library_tokenizer, read_tokenizer
 
 
 @pytest.mark.parametrize("kind", LONG)

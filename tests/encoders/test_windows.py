@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import random
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.conformance.sentence_transformers_cases import say
-from tests.encoders.test_text_tokens import LONG, TOKENIZERS
+from tests.encoders.support import LONG
 
 from embedx.core.errors import EncoderError
 from embedx.core.specs import EncoderSpec
 from embedx.encoders import windows as module
 from embedx.encoders.registry import open_encoder
-from embedx.encoders.tokenization import TextTokenizer, library_tokenizer
 from embedx.encoders.windows import CHARACTER, SENTENCE, WORD, WindowCutter, find_begins, plan_windows
-
-
-@pytest.fixture(scope="module", params=TOKENIZERS)
-def tokenizer(request, tmp_path_factory) -> TextTokenizer:
-    folder = tmp_path_factory.mktemp(request.param)
-    TOKENIZERS[request.param]().save_pretrained(folder)
-    say(folder / "config.json", model_type=request.param)
-    return replace(library_tokenizer(folder), max_tokens=32)
 
 
 @given(
@@ -90,6 +81,25 @@ SMALL = WindowCutter(replace(MINILM.tokenizer, max_tokens=20))
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=60).map(lambda text: text * 5))
 def test_windows_of_any_text_are_read_whole(text):
     check(SMALL, text)
+
+
+PIECES = st.sampled_from(
+    [*LONG.values(), "A sentence. ", "Another one, longer than the first! ", "\n\n", "x" * 40, "🙂👩‍🚀 "]
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(PIECES, st.integers(1, 300)), min_size=1, max_size=6))
+def test_windows_of_chapters_are_read_whole(parts):
+    check(MINILM, "".join(piece * repeats for piece, repeats in parts))
+
+
+def test_windows_of_a_book_longer_than_a_stretch():
+    words = "the keeper of that lighthouse fed his parrots before every storm, and wrote it down in a book. ".split(" ")
+    rng = random.Random(1)
+    book = " ".join(rng.choice(words) for _ in range(230_000))
+    assert len(book) > module.STRETCH
+    assert len(check(MINILM, book)) > 900
 
 
 @pytest.mark.parametrize("stretch", [50, 300, 5_000])

@@ -9,14 +9,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from tests.conftest import write_jsonl
+from tests.encoders.support import embed
 
 from embedx.core.errors import EncoderError, UsageError
 from embedx.core.specs import EncoderSpec
 from embedx.encoders import word_table
 from embedx.encoders.registry import open_encoder, parse_ref
 from embedx.encoders.word2vec import split_words
-from embedx.inference.pipeline import Embedder
-from embedx.inference.runtimes import Execution, open_runtime
 from embedx.store.reader import open_store
 
 gensim = pytest.importorskip("gensim")
@@ -56,14 +55,6 @@ def fasttext(tmp_path_factory):
     path = tmp_path_factory.mktemp("fasttext") / "model.bin"
     save_facebook_model(model, str(path))
     return path
-
-
-def embed(encoder, texts):
-    embedder = Embedder(encoder, open_runtime(encoder, Execution("fp32")).runtime, 2)
-    try:
-        return embedder.embed(len(texts), lambda start, stop: texts[start:stop])
-    finally:
-        embedder.close()
 
 
 def in_vocabulary(text):

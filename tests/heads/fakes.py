@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from embedx.core.contracts import EncoderCard
+from embedx.core.long_texts import TRUNCATED, LongTexts
 from embedx.core.paths import write_json
 from embedx.store.delta import DataFile, NewFile, Transition, open_snapshot, publish
 from embedx.store.layout import StoreLayout
@@ -43,15 +44,22 @@ def encoder_card(dim: int, fingerprint: str = FINGERPRINT, ref: str = "fake:plan
 
 
 def make_store(
-    root: Path, vectors: np.ndarray, columns: dict[str, list], ids: list[str] | None = None, **card: str
+    root: Path,
+    vectors: np.ndarray,
+    columns: dict[str, list],
+    ids: list[str] | None = None,
+    parents: list[str | None] | None = None,
+    **card: str,
 ) -> Path:
-    """Write a store of one file per 1,000 rows; ids are `item-0000`, ... unless given."""
+    """Write a store of one file per 1,000 rows; ids are `item-0000`, ... unless given. With parents it is one of chunks."""
     n, dim = vectors.shape
     ids = ids or [f"item-{row:04d}" for row in range(n)]
     carried = tuple(CarriedColumn(name) for name in columns)
     schema = store_schema(carried)
     layout = StoreLayout(root)
-    store_card = StoreCard(encoder_card(dim, **card), "fp32", True, [], carried)
+    store_card = StoreCard(
+        encoder_card(dim, **card), "fp32", True, [], carried, long=LongTexts("chunk") if parents else TRUNCATED
+    )
     layout.meta.mkdir(parents=True)
     write_json(layout.encoder, store_card.to_dict())
     adds = []
@@ -62,7 +70,7 @@ def make_store(
             "vector": vector_array(vectors[part]),
             "source": pa.array(["planted"] * len(ids[part])),
             "digest": pa.array(["0"] * len(ids[part])),
-            "parent_id": pa.nulls(len(ids[part]), pa.string()),
+            "parent_id": pa.array(parents[part] if parents else [None] * len(ids[part]), pa.string()),
             **{name: pa.array(values[part], pa.string()) for name, values in columns.items()},
         }
         table = pa.table([arrays[name] for name in schema.names], schema=schema)

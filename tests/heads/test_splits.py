@@ -50,6 +50,18 @@ def test_groups_are_never_split(codes, share, n_folds, seed, data):
             assert len(np.unique(parts[groups == group])) == 1
 
 
+@pytest.mark.parametrize("share", [0.04, 0.1, 0.2, 0.33, 0.5, 0.8])
+def test_held_out_groups_are_as_large_as_those_that_train(share):
+    random = np.random.default_rng(3)
+    sizes = random.integers(1, 30, 600)
+    groups = random.permutation(np.repeat(np.arange(600), sizes))
+    codes = groups % 4
+    held_out = plan_holdout(codes, share, 0, groups)
+    assert abs(held_out.mean() - share) < 0.01
+    mean_held, mean_kept = (sizes[np.unique(groups[part])].mean() for part in (held_out, ~held_out))
+    assert 0.8 < mean_held / mean_kept < 1.25
+
+
 def test_group_holdout_meets_share_and_classes_when_groups_are_many():
     random = np.random.default_rng(0)
     groups = random.integers(0, 200, 5000)

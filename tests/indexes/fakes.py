@@ -39,6 +39,7 @@ class FakeStore:
     modality: str = "text"
     precision: str = "fp32"
     promised: int | None = None
+    canaries: list = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.matrix = np.asarray(self.matrix, dtype=np.float32)

@@ -13,6 +13,35 @@ from tests.conftest import ROOT
 PLUGIN = ROOT / "tests" / "plugins" / "wordhash"
 FAMILY = (PLUGIN / "wordhash" / "family.py").read_text()
 
+WINDOWED = (
+    FAMILY.replace(
+        """                positions.append(position)
+""",
+        """                truncated += len(words) > 50
+                positions.append(position)
+""",
+    )
+    .replace("entries, positions, failures = [], [], {}", "entries, positions, failures, truncated = [], [], {}, 0")
+    .replace("dtype=np.int64))\n                trunc", "dtype=np.int64)[:50])\n                trunc")
+    .replace("np.int64), failures)", "np.int64), failures, truncated)")
+    .replace(
+        """    def cost(""",
+        """    def windows(self, texts):
+        found = []
+        for text in texts:
+            words = list(re.finditer(r"\\w+", text))
+            spans = [
+                (words[first].start(), words[min(first + 50, len(words)) - 1].end())
+                for first in range(0, max(1, len(words) - 10), 40)
+            ]
+            found.append(spans if len(words) > 50 else [(0, len(text))])
+        return found
+
+    def cost(""",
+    )
+)
+"""The sound family, which reads 50 words of a text, with windows of 50 that share ten."""
+
 BROKEN = {
     "card": [
         ("fingerprint=fingerprint(identity)", 'fingerprint="made up"'),
@@ -87,6 +116,33 @@ def install(tmp_path, monkeypatch):
         monkeypatch.setenv("EMBEDX_CACHE", str(tmp_path / "cache"))
 
     return put
+
+
+def test_windows_are_checked(install):
+    install(WINDOWED)
+    assert failed_checks(*CHECKS) == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("first + 50,", "first + 51,"), "are truncated"),
+        (("first + 50,", "first + 39,"), "lie in no window"),
+        (("len(words) - 10), 40)", "len(words) - 60), 40)"), "lie in no window"),
+        (("words[first].start()", "0"), "does not go on"),
+        (("if len(words) > 50 else", "if len(words) > 5 else"), "fits, but is cut"),
+        (("found.append(spans", "found.append([] and spans"), "has no window"),
+        (("return found", "return found[1:]"), "lists of windows"),
+        (
+            ("return found", "self.n = getattr(self, 'n', 0) + 1; return found if self.n < 3 else found[::-1]"),
+            "threads",
+        ),
+    ],
+)
+def test_windows_that_break_a_promise_are_found(install, change, said):
+    assert WINDOWED.count(change[0]) == 1, change
+    install(WINDOWED.replace(*change))
+    assert said in failed_checks("windows")["windows"]
 
 
 def failed_checks(*names: str) -> dict[str, str]:

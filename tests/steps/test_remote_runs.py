@@ -7,6 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from embedx.core.errors import EmbedxError, FingerprintMismatchError
+from embedx.encoders.registry import parse_ref
+from embedx.indexes.spec import IndexSpec
+from embedx.steps.conformance import check_conformance
+from embedx.steps.index import index_store
+from embedx.steps.search import SearchSpec, search_index
 from embedx.store.reader import open_store
 from tests.conftest import write_jsonl
 from tests.remote_server import vector_of
@@ -127,3 +133,49 @@ def test_another_model_behind_the_address_is_noticed(embedx, tmp_path, corpus):
         error = embedx.json(*command, env=env(tmp_path), status=1)["error"]
         assert "holds vectors of remote:" in error["message"]
     assert open_store(tmp_path / "s").count == 40
+
+
+@pytest.mark.parametrize("query_prompt", [None, "query: "])
+def test_searches_see_another_model_and_no_fault_of_a_service(embedx, tmp_path, corpus, monkeypatch, query_prompt):
+    monkeypatch.setenv("EMBEDX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("EMBEDX_REMOTE_KEY", KEY)
+    prompt = {} if query_prompt is None else {"query_prompt": query_prompt}
+    with serve(tmp_path) as service:
+        embedx(*run(service, tmp_path, "--limit", 40, attempts=5, **prompt), env=env(tmp_path))
+        port = service.port
+    index_store(IndexSpec(tmp_path / "s", tmp_path / "i"))
+    write_jsonl(tmp_path / "q.jsonl", [{"id": str(n), "text": corpus[n]["text"]} for n in range(20)])
+    queries = SearchSpec(tmp_path / "i", queries=tmp_path / "q.jsonl", k=1)
+    with serve(tmp_path, chaos=0.3, port=port):
+        found = search_index(queries)
+        assert not found["failures"] and len(found["queries"]) == 20
+        if query_prompt is None:
+            assert [row["hits"][0]["id"] for row in found["queries"]] == [f"t{n:03d}" for n in range(20)]
+            assert all(row["hits"][0]["score"] > 0.999 for row in found["queries"])
+    with serve(tmp_path, salt="another model", port=port):
+        with pytest.raises(FingerprintMismatchError, match="computes other vectors than when the index's were made"):
+            search_index(SearchSpec(tmp_path / "i", text="item 3"))
+        assert len(search_index(SearchSpec(tmp_path / "i", item_id="t003"))["hits"]) == 10, "needs no encoder"
+    for fault, status, said in (
+        ("nan", 1, "NaN"),
+        ("dims", 1, "values instead of 8"),
+        ("429", 75, "has no capacity"),
+        ("missing", 1, "not those of the"),
+        ("401", 1, "does not let us in"),
+    ):
+        with serve(tmp_path, always=fault, port=port), pytest.raises(EmbedxError, match=said) as raised:
+            search_index(SearchSpec(tmp_path / "i", text="item 3"))
+        assert raised.value.exit_code == status and KEY not in str(raised.value)
+
+
+def test_conformance_of_a_service_that_misbehaves(tmp_path, monkeypatch):
+    monkeypatch.setenv("EMBEDX_CACHE", str(tmp_path / "cache"))
+    with serve(tmp_path, chaos=0.3) as service:
+        report = check_conformance(parse_ref(str(service.write_encoder(tmp_path / "e.toml", attempts=15))))
+    assert report["ok"], report["checks"]
+    for fault, said in (("nan", "NaN"), ("dims", "values instead of 8")):
+        with serve(tmp_path, always=fault) as service:
+            spec = parse_ref(str(service.write_encoder(tmp_path / "e.toml", attempts=2, dim=8)))
+            report = check_conformance(spec)
+        failed = [check for check in report["checks"] if check["status"] == "failed"]
+        assert [check["name"] for check in failed] == ["vectors"] and said in failed[0]["detail"]

@@ -9,6 +9,7 @@ import pytest
 from embedx.core.specs import Access, CorpusSpec, ExtractSpec, FailureLimit, Resources
 from embedx.steps.extract import extract
 from embedx.steps.forecast import plan_extract
+from embedx.steps.verify import verify
 from embedx.store.reader import open_store
 from tests import photos, servers
 
@@ -71,12 +72,13 @@ def test_objects_are_known_by_their_tags(run, tmp_path):
         assert run(tmp_path / "s", "s3://pics/p/", **access) == counts(10, 10, 0, 0, 0)
         servers.fill_bucket(s3, "pics", {"p/dogs/8.png": FILES["cats/7.png"], "p/cats/1.png": FILES["cats/1.png"]})
         assert run(tmp_path / "s", "s3://pics/p/", **access) == counts(1, 0, 1, 0, 9)
+        assert verify(tmp_path / "s", deep=5, access=access["access"])["ok"]
+        without = verify(tmp_path / "s", deep=1)["problems"]
+        assert len(without) == 1 and "cannot be embedded again" in without[0]["message"]
 
 
 def test_verify_reads_what_the_store_says_again(run, tmp_path):
     """The carried path is the locator, whatever the source was."""
-    from embedx.steps.verify import verify
-
     photos.write_tar(tmp_path / "a.tar", FILES)
     photos.write_parquet(tmp_path / "b.parquet", {f"b/{name}": data for name, data in FILES.items()})
     run(tmp_path / "s", tmp_path / "a.tar", tmp_path / "b.parquet", columns=())

@@ -115,6 +115,76 @@ def test_credentials_are_written_nowhere(scheduler, tmp_path):
     assert "s3://user:canary" not in outputs[0].stdout
 
 
+def signed(path, day):
+    return f"{path}?id=7&X-Amz-Date={day}&X-Amz-Signature=canary-signature-{day}&X-Amz-Expires=60"
+
+
+@pytest.mark.parametrize("form", ["jsonl", "txt"])
+def test_signatures_are_written_nowhere(scheduler, tmp_path, form):
+    """They stand in the plan while a run is open, and in nothing that is shown or published."""
+    command, outputs = Command(tmp_path), []
+    flags = ("extract", f"urls.{form}", "--allow-private-networks", "--encoder", "pixels:8", "--out", "s")
+    shared = set()
+
+    def behave(handler, number):
+        shared.update(path.name.partition(".")[2] for path in (tmp_path / "s").glob("_embedx/runs/*/hosts/*"))
+        handler.whole()
+
+    with servers.web_server() as web:
+        for day in (1, 2):
+            urls = {name: signed(f"/{name}", day) for name in FILES}
+            web.files.update({url: FILES[name] for name, url in urls.items()})
+            web.behaviours.update(dict.fromkeys(urls.values(), behave))
+            rows = [{"id": name, "url": web.url + url} for name, url in urls.items()]
+            rows += [{"id": "gone", "url": web.url + signed("/gone", day)}]
+            lines = [json.dumps(row) if form == "jsonl" else row["url"] for row in rows]
+            (tmp_path / f"urls.{form}").write_text("\n".join(lines) + "\n")
+            outputs.append(command(*flags, "--dry-run", "--json", env=scheduler))
+            if day == 1:
+                failed = command(*flags, "--max-failures", "0", "--json", env=scheduler, status=3)
+                outputs.append(failed)
+                assert files_with(b"canary-signature", [tmp_path / "s"]), "the plan is there to be searched"
+            done = command(*flags, "--max-failures", "1", "--json", env=scheduler)
+            outputs.append(done)
+            report = json.loads(done.stdout)
+            assert report["items"]["planned"] == (11 if day == 1 else 0), "signed anew is no change"
+            assert not files_with(b"canary-signature", [tmp_path / "s"])
+        outputs += [command(*words, env=scheduler) for words in (("failures", "s"), ("inspect", "s"))]
+        outputs.append(command("verify", "s", "--deep", "1", "--allow-private-networks", env=scheduler, status=1))
+    assert not [done.args for done in outputs if "canary" in done.stdout + done.stderr]
+    assert "without its signature" in outputs[-1].stdout
+    paths = open_store(tmp_path / "s").table(["path"]).column("path").to_pylist()
+    assert all(path.endswith("?id=7&***") for path in paths)
+    assert "0" in shared and not list((tmp_path / "s").glob("_embedx/runs/*/hosts")), "workers share connections"
+
+
+def test_a_signed_source_is_read_and_not_shown(scheduler, tmp_path):
+    command = Command(tmp_path)
+    with servers.web_server() as web:
+        tar = photos.write_tar(tmp_path / "a.tar", FILES).read_bytes()
+        (tmp_path / "a.tar").unlink()
+        web.files.update({signed("/a.tar", day): tar for day in (1, 2)})
+        runs = [
+            command(
+                "extract",
+                web.url + signed("/a.tar", day),
+                "--encoder",
+                "pixels:8",
+                "--out",
+                "s",
+                "--json",
+                env=scheduler,
+            )
+            for day in (1, 2)
+        ]
+        gone = command(
+            "extract", web.url + signed("/b.tar", 1), "--encoder", "pixels:8", "--out", "s", env=scheduler, status=1
+        )
+    assert [json.loads(done.stdout)["items"]["planned"] for done in runs] == [10, 0]
+    assert not files_with(b"canary-signature", [tmp_path])
+    assert not [done for done in (*runs, gone) if "canary" in done.stdout + done.stderr] and "/b.tar" in gone.stderr
+
+
 def test_a_source_with_a_password_is_refused_and_not_repeated(embedx, tmp_path):
     done = embedx("extract", "https://me:canary-pw@example.org/a.parquet", *FLAGS, env=photos.PIXELS, status=1)
     assert "password" in done.stderr and "canary-pw" not in done.stderr

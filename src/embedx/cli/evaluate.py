@@ -18,6 +18,8 @@ EXAMPLES = """
 embedx evaluate stores/clinc-test --head heads/intent --label intent
 
 embedx evaluate stores/photos --head heads/defect --label defect --labels checked.csv --json
+
+embedx evaluate stores/books --head heads/genre --label genre --by-parent
 """
 
 MAX_UNSEEN_SHOWN = 5
@@ -36,6 +38,9 @@ def evaluate(
         Path | None,
         typer.Option(help="Labels of their own: .csv, .tsv, .jsonl or .parquet with item_id or id, and the label."),
     ] = None,
+    by_parent: Annotated[
+        bool, typer.Option("--by-parent", help="Judge each text once, not each chunk: by the mean of its chunks.")
+    ] = False,
     as_json: output.AsJson = False,
 ) -> None:
     """Say how well a head does: accuracy, macro F1, log loss, per class.
@@ -46,7 +51,7 @@ def evaluate(
 
     progress = output.ProgressLine()
     try:
-        report = evaluate_head(EvaluateSpec(store, head, label, labels), progress)
+        report = evaluate_head(EvaluateSpec(store, head, label, labels, by_parent), progress)
     finally:
         progress.close()
     output.show_report(report, as_json, summary(report))
@@ -56,7 +61,7 @@ def summary(report: Report) -> Iterator[str]:
     """Yield the lines a person reads."""
     left_out = f", {report['n_unlabelled']:,} without a label left out" if report["n_unlabelled"] else ""
     yield f"Evaluated {report['head']} on {report['store']['path']} ({report['encoder']['ref']}{left_out})"
-    yield from metric_lines(report, f"{report['n']:,} rows")
+    yield from metric_lines(report, f"{report['n']:,} {'texts' if report['by_parent'] else 'rows'}")
     yield from hardest_lines(report)
     unseen = report["unseen"]
     if unseen:

@@ -75,6 +75,8 @@ def summary(report: Report) -> Iterator[str]:
         f"{report['store']['path']} ({report['encoder']['ref']}{left_out})"
     )
     yield from metric_lines(report, f"{evaluation['method']}, {evaluation['n_test']:,} rows")
+    if evaluation["by_parent"]:
+        yield from metric_lines({"metrics": evaluation["by_parent"]}, f"{evaluation['by_parent']['n']:,} whole texts")
     yield f"  C          {report['C']:g}, of {len(curve)} from {curve[0]['C']:g} to {curve[-1]['C']:g}"
     yield from hardest_lines(evaluation)
     for warning in report["warnings"]:

@@ -63,12 +63,21 @@ def _flat(card: dict[str, Any]) -> Iterator[str]:
 def verify(
     path: AnyPath,
     deep: Annotated[int, typer.Option("--deep", metavar="N", help="Re-embed N items of a store and compare.")] = 0,
+    storage_option: Annotated[
+        list[str] | None,
+        typer.Option("--storage-option", help="NAME=VALUE, as for extract; to read items again from s3://, ..."),
+    ] = None,
+    allow_private_networks: Annotated[
+        bool, typer.Option("--allow-private-networks", help="Fetch URLs from private addresses, too.")
+    ] = False,
     as_json: output.AsJson = False,
 ) -> int:
     """Check that a store, index or head holds what it promises; exit 1 if not."""
+    from embedx.core.specs import Access, parse_storage_option
     from embedx.steps.verify import verify as step
 
-    report = step(path, deep)
+    access = Access(tuple(map(parse_storage_option, storage_option or ())), allow_private_networks)
+    report = step(path, deep, access)
     output.show_report(report, as_json, _verdict(report))
     return 0 if report["ok"] else 1
 

@@ -17,6 +17,8 @@ EXAMPLES = """
 embedx predict stores/tickets --head heads/intent --out predictions.parquet
 
 embedx predict stores/tickets --head heads/intent --out predictions.parquet --json
+
+embedx predict stores/books --head heads/genre --by-parent --out predictions.parquet
 """
 
 MAX_SHOWN = 5
@@ -31,14 +33,21 @@ def predict(
     store: Annotated[Path, typer.Argument(help="The store, of the encoder that the head was fitted on.")],
     head: Annotated[Path, typer.Option(help="The head, made by embedx fit-head.")],
     out: Annotated[Path, typer.Option("--out", help="The Parquet file to write; an older one is replaced.")],
+    by_parent: Annotated[
+        bool, typer.Option("--by-parent", help="One prediction a text, not one a chunk: the mean of its chunks.")
+    ] = False,
     as_json: output.AsJson = False,
 ) -> None:
-    """Predict every item of a store: item_id, prediction and its probability, in Parquet."""
+    """Predict every item of a store: item_id, prediction and its probability, in Parquet.
+
+    In a store of --long chunk each chunk gets a prediction; with --by-parent each text does, by the mean of the
+    probabilities of its chunks.
+    """
     from embedx.steps.predict import PredictSpec, predict_store
 
     progress = output.ProgressLine()
     try:
-        report = predict_store(PredictSpec(store, head, out), progress)
+        report = predict_store(PredictSpec(store, head, out, by_parent), progress)
     finally:
         progress.close()
     output.show_report(report, as_json, summary(report))

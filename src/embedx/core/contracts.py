@@ -80,6 +80,8 @@ class EncoderCard:
             document prompt. Empty: vectors of this encoder compare with its own only.
         queries: modality -> spec of the encoder that embeds queries of that modality into this space, where that
             is not this encoder itself: CLIP's text tower, the same model with its query prompt.
+        unseen: its weights cannot be seen, so the fingerprint does not hold them: that another model answers at a
+            remote address is found by the canaries alone, in runs and in searches.
         direct: `build` returns a function of arrays and no torch module: word vectors, a remote endpoint. No runtime
             converts it, and it computes in its own precision.
     """
@@ -100,6 +102,7 @@ class EncoderCard:
     space: str = ""
     queries: dict[str, dict[str, Any]] = field(default_factory=dict)
     direct: bool = False
+    unseen: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able dict that `from_dict` reads back."""

@@ -14,9 +14,11 @@ EmbedxError                     exit 1
 
 from __future__ import annotations
 
+from embedx.core.redaction import redact
+
 
 class EmbedxError(Exception):
-    """Base of everything the library raises on purpose.
+    """Base of everything the library raises on purpose. Signatures and tokens of URLs are cut out of what it says.
 
     Args:
         message: one line that names the offending thing.
@@ -26,6 +28,7 @@ class EmbedxError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, remedy: str = "") -> None:
+        message, remedy = redact(message), redact(remedy)
         super().__init__(message)
         self.message = message
         self.remedy = remedy

@@ -110,10 +110,12 @@ class Access:
     Attributes:
         options: of the file system (`--storage-option`), in the words of its fsspec library: `key`, `secret`, ...
         allow_private_networks: fetch the URLs of a corpus from addresses that are not public, too.
+        hosts: folder in which the workers of a run share their connections to web servers; none is for one process.
     """
 
     options: tuple[tuple[str, str], ...] = ()
     allow_private_networks: bool = False
+    hosts: str = ""
 
     def __repr__(self) -> str:
         # Tasks are printed with their arguments, by schedulers and in tracebacks: names only, no values.

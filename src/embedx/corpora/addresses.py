@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 
-from embedx.corpora.storage import ReadError
+from embedx.corpora.errors import ReadError
 
 REMEMBERED_S = 300.0
 

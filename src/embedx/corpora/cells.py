@@ -17,11 +17,11 @@ from itertools import accumulate
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from embedx.core.errors import CorpusError
 from embedx.core.specs import Access
 from embedx.corpora.columnar import ColumnarFile
+from embedx.corpora.errors import ReadError
 from embedx.corpora.locators import Locator
-from embedx.corpora.storage import ReadError, shared_storage
+from embedx.corpora.pages import HugePage
 from embedx.corpora.values import MAX_CELL_BYTES
 
 BLOCK_BYTES = 2**24
@@ -65,10 +65,11 @@ class CellReader:
         self._ahead: Iterator[pa.RecordBatch] = iter(())
         self._ahead_group, self._ahead_row, self._ahead_is_heavy = -1, 0, False
         try:
-            self.token = shared_storage(access).info(locator.place).token
             self._file = ColumnarFile(locator.place, locator.kind, access)
-        except (OSError, ValueError, pa.ArrowException, CorpusError) as error:
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise ReadError(f"{locator.place}: {' '.join(str(error).split())[:200]}", type(error).__name__) from None
+        self.token = self._file.token
+        self._huge: dict[int, HugePage | None] = {}
         self._starts = [0, *accumulate(self._file.group_rows)]
 
     def read(self, row: int) -> Cell:
@@ -115,12 +116,22 @@ class CellReader:
                 return start, block
         group = bisect_right(self._starts, row) - 1
         if self._file.kind == "arrow":
-            array = self._file.batches[group].column(self._column)
+            array = self._file.arrow.read_batch(group, [self._column]).column(0)
             array.validate(full=True)  # offsets that lie would read foreign memory
             return self._keep(self._starts[group], array)
+        if group not in self._huge:
+            self._huge[group] = self._file.find_huge_page(group, self._column)
+        huge = self._huge[group]
+        if huge is not None and row >= self._starts[group] + huge.row:
+            raise ReadError(
+                f"{self._place} row {row} stands in or behind a page of {huge.size_bytes:,} bytes, which is not read: "
+                f"leave out what is larger than {MAX_CELL_BYTES:,} bytes, or write smaller row groups",
+                "PageTooLarge",
+                False,
+            )
         if group != self._ahead_group or row < self._ahead_row:
             self._ahead_group, self._ahead_row = group, self._starts[group]
-            rows = self._rows_at_once(group)
+            rows = 1 if huge is not None else self._rows_at_once(group)
             self._ahead_is_heavy = rows == 1
             self._ahead = self._file.parquet.iter_batches(rows, row_groups=[group], columns=[self._column])
         heavy = _heavy if self._ahead_is_heavy else nullcontext()

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import Any
+from functools import partial
+from itertools import islice, repeat
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from embedx.core.errors import CorpusError
 from embedx.core.specs import Access
 from embedx.corpora import values
+from embedx.corpora.arrow_files import ArrowFile, MappedArrow, RemoteArrow
 from embedx.corpora.locators import is_remote
+from embedx.corpora.pages import MAX_PAGE_BYTES, HugePage, find_huge_page
+from embedx.corpora.ranges import open_ranges
 from embedx.corpora.storage import shared_storage
 
 PIECE_ROWS = 8_192
@@ -27,34 +32,66 @@ BUFFER_BYTES = 2**20
 
 
 class ColumnarFile:
-    """An open Parquet or Arrow file.
+    """An open Parquet or Arrow file; of a remote one, the same object to its end.
 
     Args:
         place: its path or URL.
         kind: parquet or arrow.
         access: of remote files.
 
+    Attributes:
+        group_rows: rows of each row group of Parquet, each batch of Arrow.
+        token: changes whenever the file may have changed.
+
     Raises:
-        CorpusError: an Arrow file that is remote.
+        ReadError: it cannot be read.
+        ValueError: it is damaged.
     """
 
     def __init__(self, place: str, kind: str, access: Access) -> None:
-        self.place = place
+        self.place = place = place if is_remote(place) else os.path.abspath(place)
         self.kind = kind
+        self._storage = shared_storage(access)
+        self._info = self._storage.info(place)
+        self.token = self._info.token
         if kind == "parquet":
-            source = shared_storage(access).open(place) if is_remote(place) else place
+            source = self._open() if is_remote(place) else place
             self.parquet = pq.ParquetFile(source, buffer_size=BUFFER_BYTES)
             self.schema: pa.Schema = self.parquet.schema_arrow
-            counts = [self.parquet.metadata.row_group(n).num_rows for n in range(self.parquet.num_row_groups)]
+            self.group_rows = [self.parquet.metadata.row_group(n).num_rows for n in range(self.parquet.num_row_groups)]
         else:
-            if is_remote(place):
-                raise CorpusError(f"{place} is a remote Arrow file", "Copy it to this machine, or give Parquet files")
-            # Mapped: only what is touched is read. Lengths are checked here, contents where they are used.
-            self.batches = _map_batches(place)
-            self.schema = self.batches[0].schema if self.batches else pa.schema([])
-            counts = [batch.num_rows for batch in self.batches]
-        self.group_rows = counts
+            self.arrow: ArrowFile = (
+                RemoteArrow(self._open(), self._info.size_bytes) if is_remote(place) else MappedArrow(place)
+            )
+            self.schema, self.group_rows = self.arrow.schema, self.arrow.rows
         self.class_names = _class_names(self.schema)
+
+    def _open(self) -> BinaryIO:
+        if is_remote(self.place):
+            return open_ranges(partial(self._storage.read_range, self._info), self._info.size_bytes)
+        return open(self.place, "rb")
+
+    def find_huge_page(self, group: int, column: str) -> HugePage | None:
+        """Return the first page of a column of a row group that is not read, for it would take too much memory.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        if self.kind != "parquet":
+            return None
+        metadata = self.parquet.metadata.row_group(group)
+        chunks = [metadata.column(n) for n in range(metadata.num_columns)]
+        heavy = [
+            chunk
+            for chunk in chunks
+            if chunk.total_uncompressed_size > MAX_PAGE_BYTES
+            and chunk.path_in_schema.partition(".")[0] == column.partition(".")[0]
+        ]
+        if not heavy:
+            return None
+        with self._open() as file:
+            found = [page for chunk in heavy if (page := find_huge_page(file, chunk))]
+        return min(found, key=lambda page: page.row, default=None)
 
     def columns(self) -> dict[str, str]:
         """Return column -> type: `string`, `long`, `double`, `boolean`, `binary`, `image` or `other`.
@@ -69,31 +106,56 @@ class ColumnarFile:
                 kinds[f"{field.name}.path"] = "string"
         return kinds
 
-    def iterate_rows(self, columns: Sequence[str] | None, tolerant: bool) -> Iterator[list[dict[str, Any]]]:
-        """Yield all rows in pieces, with some columns only; `image.path` comes as a column of this name."""
+    def iterate_pieces(
+        self, columns: Sequence[str] | None, tolerant: bool
+    ) -> Iterator[pa.RecordBatch | list[dict[str, Any]]]:
+        """Yield all rows in pieces, with some columns only; `image.path` comes as a column of this name.
+
+        A piece is a batch, or a list of rows where a column has a page that is not read.
+        """
         names = [name for name in self.columns() if columns is None or name in columns]
         if columns is None:
             names = [name for name in names if name in self.schema.names]
-        if names:
-            for batch in self._iterate_batches(names):
-                yield batch_rows(batch, tolerant)
-            return
-        for count in self.group_rows:
-            for start in range(0, count, PIECE_ROWS):
-                yield [{} for _ in range(min(PIECE_ROWS, count - start))]
+        for group in range(len(self.group_rows)):
+            huge = {name: page for name in names if (page := self.find_huge_page(group, name))}
+            readers = {name: self._iterate_values(group, name, page, tolerant) for name, page in huge.items()}
+            for batch in self.iterate_batches(group, [name for name in names if name not in huge]):
+                if not huge:
+                    yield batch
+                    continue
+                rows = batch_rows(batch, tolerant)
+                for name, reader in readers.items():
+                    for row in rows:
+                        row[name] = next(reader)
+                yield rows
 
-    def _iterate_batches(self, names: list[str]) -> Iterator[pa.RecordBatch]:
+    def _iterate_values(self, group: int, name: str, huge: HugePage, tolerant: bool) -> Iterator[Any]:
+        """Yield the values of a column up to a page that is not read, and what stands for the others."""
+        if huge.row:
+            one_by_one = self.parquet.iter_batches(1, row_groups=[group], columns=[name])
+            for batch in islice(one_by_one, huge.row):
+                yield _values(self._column(batch, name), tolerant)[0]
+        yield from repeat(values.Oversized(huge.size_bytes))
+
+    def iterate_batches(self, group: int, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Yield some columns of a row group (of Arrow: of a batch) in pieces; `image.path` under this name."""
+        if not names:
+            nothing = pa.RecordBatch.from_struct_array(pa.array([{}] * PIECE_ROWS, pa.struct([])))
+            count = self.group_rows[group]
+            yield from (nothing.slice(0, min(PIECE_ROWS, count - start)) for start in range(0, count, PIECE_ROWS))
+            return
         if self.kind == "parquet":
-            batches = self.parquet.iter_batches(_batch_rows(self.parquet.metadata), columns=names)
+            rows = _batch_rows(self.parquet.metadata)
+            batches = self.parquet.iter_batches(rows, row_groups=[group], columns=list(names))
         else:
-            batches = (
-                batch.slice(start, PIECE_ROWS)
-                for batch in self.batches
-                for start in range(0, batch.num_rows, PIECE_ROWS)
-            )
+            whole = self.arrow.read_batch(group, list(dict.fromkeys(self._stored(name) for name in names)))
+            batches = (whole.slice(start, PIECE_ROWS) for start in range(0, whole.num_rows, PIECE_ROWS))
         for batch in batches:
             arrays = [self._column(batch, name) for name in names]
-            yield pa.RecordBatch.from_arrays(arrays, names=names)
+            yield pa.RecordBatch.from_arrays(arrays, names=list(names))
+
+    def _stored(self, name: str) -> str:
+        return name if name in self.schema.names else name.rpartition(".")[0]
 
     def _column(self, batch: pa.RecordBatch, name: str) -> pa.Array:
         if name in batch.schema.names:
@@ -109,9 +171,7 @@ class ColumnarFile:
     def has_only_paths(self, column: str) -> bool:
         """Whether an image column holds no bytes at all, but paths of files beside it."""
         if self.kind == "arrow":
-            return all(
-                pc.struct_field(batch.column(column), "bytes").null_count == batch.num_rows for batch in self.batches
-            )
+            return bool(self.group_rows) and not self.arrow.has_bytes(column)
         metadata = self.parquet.metadata
         place = next((n for n in range(metadata.num_columns) if _leaf(metadata, n) == f"{column}.bytes"), None)
         if place is None:
@@ -144,6 +204,8 @@ def column_type(kind: pa.DataType) -> str:
 
 def batch_rows(batch: pa.RecordBatch, tolerant: bool) -> list[dict[str, Any]]:
     """Return a batch as dicts; of values that are not UTF-8 the bytes as lone surrogates, if tolerant."""
+    if not batch.num_columns:
+        return [{} for _ in range(batch.num_rows)]
     columns = [_values(column, tolerant) for column in batch.columns]
     return [dict(zip(batch.schema.names, row)) for row in zip(*columns)]
 
@@ -163,16 +225,6 @@ def _values(column: pa.Array, tolerant: bool) -> list[Any]:
             raise
         raw = column.cast(pa.large_binary()).to_pylist()
         return [value if value is None else value.decode("utf-8", "surrogateescape") for value in raw]
-
-
-def _map_batches(place: str) -> list[pa.RecordBatch]:
-    source = pa.memory_map(place)
-    try:
-        reader = pa.ipc.open_file(source)
-    except pa.ArrowInvalid:  # Hugging Face's files are streams
-        source.seek(0)
-        return list(pa.ipc.open_stream(source))
-    return [reader.get_batch(number) for number in range(reader.num_record_batches)]
 
 
 def _batch_rows(metadata: pq.FileMetaData) -> int:

@@ -16,12 +16,15 @@ from typing import Any, Generic, Self, TypeVar
 import xxhash
 
 from embedx.core.contracts import Broken
+from embedx.core.redaction import is_redacted, redact
 from embedx.core.specs import NO_ACCESS, Access
 from embedx.corpora.cells import CellReader
 from embedx.corpora.decode import MAX_FILE_BYTES, decode_image
+from embedx.corpora.errors import ReadError, changed
 from embedx.corpora.locators import Locator, is_remote, parse_locator, scheme_of
+from embedx.corpora.plugins import PluginTable, open_plugin
 from embedx.corpora.prefetch import Prefetcher, Unit, plan_units
-from embedx.corpora.storage import ReadError, shared_storage, stat_token
+from embedx.corpora.storage import FileInfo, shared_storage, stat_token
 from embedx.corpora.values import printable
 
 HANDLES_KEPT = 16
@@ -82,13 +85,15 @@ class ImageReader:
         access: Access = NO_ACCESS,
         jpeg_side: int = 0,
     ) -> None:
-        self._names = locators
+        self._names = [redact(locator) for locator in locators]
         self._identities = identities
         self._access = access
         self._jpeg_side = jpeg_side
         self._locators = [parse_locator(locator) for locator in locators]
         self._tars: _Kept[_Tar] = _Kept()
+        self._files: _Kept[FileInfo] = _Kept()
         self._cells: _Kept[CellReader] = _Kept()
+        self._plugins: _Kept[PluginTable] = _Kept()
         self._prefetcher = Prefetcher(plan_units(self._locators), self._read_unit)
 
     def __enter__(self) -> Self:
@@ -121,15 +126,23 @@ class ImageReader:
 
     def _bytes(self, position: int) -> bytes:
         locator = self._locators[position]
+        if is_remote(locator.place) and is_redacted(locator.place):
+            raise ReadError(
+                f"{locator} is kept without its signature, so that it cannot be fetched again", "Redacted", False
+            )
         if locator.kind in ("parquet", "arrow"):
             return self._cell(position, locator)
+        if locator.kind == "plugin":
+            return self._plugins.get(locator.place, lambda: open_plugin(locator.place, self._access)).read(locator.key)
         if is_remote(locator.place):
             unit, data = self._prefetcher.take(position)
             return data if locator.kind == "file" else data[locator.offset - unit.start :][: locator.length]
         if locator.kind == "tar":
             tar = self._tars.get(locator.place, lambda: _Tar(locator.place))
-            self._check(position, tar.token)
-            return tar.read(locator.offset, locator.length)
+            try:
+                return tar.read(locator.offset, locator.length)
+            finally:
+                self._check(position, tar.token)  # after it: a tar may be written anew in its place at any moment
         return _read_file(locator.place)
 
     def _cell(self, position: int, locator: Locator) -> bytes:
@@ -145,19 +158,21 @@ class ImageReader:
     def _check(self, position: int, token: str) -> None:
         """Refuse a file that was replaced since it was listed: its bytes there are another item's by now."""
         if self._identities is not None and not self._identities[position].endswith(token):
-            place = self._locators[position].place
-            raise ReadError(f"{place} changed after it was listed: run the same command again", "SourceChanged")
+            raise changed(self._locators[position].place)
 
     def _read_unit(self, unit: Unit) -> bytes:
+        storage, first = shared_storage(self._access), unit.positions[0]
         if unit.stop:
-            storage = shared_storage(self._access)
-            self._check(unit.positions[0], storage.info(unit.place).token)
-            return storage.read_range(unit.place, unit.start, unit.stop - unit.start)
+            # Asked for once: each range is then read only if the file is still the same.
+            file = self._files.get(unit.place, lambda: storage.info(unit.place))
+            self._check(first, file.token)
+            return storage.read_range(file, unit.start, unit.stop - unit.start)
         if scheme_of(unit.place) in ("http", "https"):
             from embedx.corpora.http import shared_fetcher
 
             return shared_fetcher(self._access).fetch(unit.place)
-        return shared_storage(self._access).read_file(unit.place, MAX_FILE_BYTES)
+        identity = self._identities[first] if self._identities is not None else ""
+        return storage.read_file(unit.place, MAX_FILE_BYTES, identity)
 
 
 class _Tar:
@@ -168,9 +183,13 @@ class _Tar:
         self._file = -1
         try:
             self._file = os.open(place, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-            self.token = stat_token(os.fstat(self._file), place)
         except OSError as error:
             raise ReadError(f"{place}: {error.strerror}", type(error).__name__) from None
+
+    @property
+    def token(self) -> str:
+        """Of the open file as it is now."""
+        return stat_token(os.fstat(self._file), self._place)
 
     def read(self, offset: int, length: int) -> bytes:
         if length > MAX_FILE_BYTES:

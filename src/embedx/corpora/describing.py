@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from embedx.core.redaction import redact
 from embedx.core.specs import CorpusSpec
 from embedx.corpora.columns import id_column, image_column, text_column
 from embedx.corpora.sources import Source
@@ -28,7 +29,7 @@ def describe_source(
     """
     return {
         "label": source.label,
-        "path": source.path,
+        "path": redact(source.path),
         "kind": _kind(source, spec, kind),
         "columns": dict(source.columns),
         "ids": _ids(source, spec, kind),
@@ -63,7 +64,7 @@ def _labels(source: Source) -> str:
 
 
 def _item(row: dict[str, Any], kind: str) -> dict[str, Any]:
-    content = str(row.get("content") if kind == "text" else row.get("locator"))
+    content = str(row.get("content")) if kind == "text" else redact(str(row.get("locator")))
     item = {"id": row["item_id"], "content": content[:CONTENT_CHARACTERS]}
     if row.get("c_label") is not None:
         item["label"] = row["c_label"]

@@ -9,18 +9,24 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from embedx.core.errors import CorpusError, UsageError
 from embedx.corpora.decode import IMAGE_SUFFIXES
 from embedx.corpora.folders import iterate_images
-from embedx.corpora.locators import is_remote, scheme_of, url_problem
-from embedx.corpora.storage import FileInfo, Storage
+from embedx.corpora.locators import is_remote, scheme_of, url_path, url_problem
+from embedx.corpora.plugins import is_plugin_place, plugin_modules
+from embedx.corpora.prefixes import Prefix
+from embedx.corpora.storage import Storage
 from embedx.corpora.tables import table_format
 from embedx.corpora.values import printable, unicode_problem
 
 MAX_EXPANDED = 100_000
 """Sources of one pattern: a typing error in it must not fill the memory."""
+
+STATS = "_stats.json"
+"""How img2dataset's account of a shard ends."""
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _CHOICE = re.compile(r"\{([^{}]*,[^{}]*)\}")
@@ -39,7 +45,7 @@ class Place:
 
     label: str
     path: str
-    files: tuple[FileInfo, ...] | None = None
+    files: Prefix | None = None
     ignored: Counter[str] = field(default_factory=Counter)
 
 
@@ -57,6 +63,8 @@ def expand_sources(texts: Sequence[str], storage: Storage) -> Iterator[Place]:
             if is_remote(one):
                 label = _label(alias, one, len(paths) > 1)
                 yield from _remote_places(label, one, alias is None, storage)
+            elif is_plugin_place(one):
+                yield Place(_label(alias, one.partition(":")[2], len(paths) > 1), one)
             else:
                 _check_path(one)
                 local = os.path.expanduser(one)
@@ -126,7 +134,7 @@ def _alias_and_path(text: str) -> tuple[str | None, str]:
 
 
 def _label(alias: str | None, path: str, is_one_of_many: bool) -> str:
-    name = posixpath.basename(path.rstrip("/")) or path
+    name = posixpath.basename(url_path(path).rstrip("/")) or url_path(path)
     if alias is None:
         return name
     return f"{alias}/{name}" if is_one_of_many else alias
@@ -138,7 +146,9 @@ def _check_path(path: str) -> None:
     if wrong := unicode_problem("its name", os.path.abspath(path)):
         raise CorpusError(f"source {printable(path)} cannot be recorded: {wrong}", "Rename it, or a folder above")
     if not os.path.exists(os.path.expanduser(path)):  # not Path.exists, which raises on names that are too long
-        raise CorpusError(f"source {path} does not exist", "Check the path")
+        added = [f"{name}:" for name in plugin_modules()]
+        hint = f"; packages add {', '.join(added)}" if added else ""
+        raise CorpusError(f"source {path} does not exist", f"Check the path{hint}")
 
 
 # -- folders -------------------------------------------------------------------------------------------------------
@@ -161,7 +171,8 @@ def _local_places(label: str, path: str) -> Iterator[Place]:
         shards = [name for name in names if is_shard(name)]
         if shards and next(iterate_images(Path(path), Counter()), None) is None:
             files = [name for name in names if os.path.isfile(os.path.join(path, name))]
-            yield from _shard_places(label, [os.path.join(path, name) for name in files])
+            others = Counter(_reason(name) for name in files if not is_shard(name))
+            yield from _shard_places(label, [os.path.join(path, name) for name in files if is_shard(name)], others)
         else:
             yield Place(label, path)
 
@@ -201,18 +212,22 @@ def is_shard(name: str) -> bool:
     return name.lower().endswith(".tar") or table_format(name) not in (None, "txt", "arrow")
 
 
-def _shard_places(label: str, paths: list[str]) -> Iterator[Place]:
+def _shard_places(label: str, shards: list[str], others: Counter[str]) -> Iterator[Place]:
     """Yield tars, else tables. Tables beside tars are img2dataset's account of them, and not the corpus."""
-    shards = [path for path in paths if is_shard(os.path.basename(path))]
     tars = [path for path in shards if path.lower().endswith(".tar")]
     chosen = tars or shards
-    ignored: Counter[str] = Counter()
-    for path in paths:
-        if path not in set(chosen):
-            beside = bool(tars) and (path in shards or path.endswith("_stats.json"))
-            ignored["beside a tar" if beside else posixpath.splitext(path)[1].lower() or "no suffix"] += 1
+    ignored = Counter({reason: count for reason, count in others.items() if reason != STATS})
+    if tables := len(shards) - len(chosen):
+        ignored["beside a tar"] += tables
+    if others[STATS]:
+        ignored["beside a tar" if tars else ".json"] += others[STATS]
     for number, path in enumerate(chosen):
         yield Place(f"{label}/{posixpath.basename(path)}", path, ignored=ignored if number == 0 else Counter())
+
+
+def _reason(path: str) -> str:
+    """Return under which name a file that is no part of a corpus is counted."""
+    return STATS if path.endswith(STATS) else posixpath.splitext(path)[1].lower() or "no suffix"
 
 
 def _remote_places(label: str, url: str, is_derived: bool, storage: Storage) -> Iterator[Place]:
@@ -222,11 +237,25 @@ def _remote_places(label: str, url: str, is_derived: bool, storage: Storage) -> 
     if not storage.is_folder(url):
         yield Place(label, url)
         return
-    files = tuple(storage.find(url))
-    names = [file.place for file in files]
-    if any(posixpath.splitext(name)[1].lower() in IMAGE_SUFFIXES for name in names):
+    files = Prefix(partial(storage.find, url))
+    # Until the first image: it makes the prefix a folder of images, whose files are listed when its items are.
+    if any(_is_image(file.place) for file in files.head):
         yield Place(label, url.rstrip("/"), files)
-    elif any(is_shard(posixpath.basename(name)) for name in names):
-        yield from _shard_places(label, names)
-    else:
-        raise CorpusError(f"{url} has no images, tars or tables ({len(names):,} other files)", "Check the prefix")
+        return
+    shards: list[str] = []
+    others: Counter[str] = Counter()
+    for file in files:
+        if _is_image(file.place):
+            yield Place(label, url.rstrip("/"), files)
+            return
+        if is_shard(posixpath.basename(file.place)):
+            shards.append(file.place)
+        else:
+            others[_reason(file.place)] += 1
+    if not shards:
+        raise CorpusError(f"{url} has no images, tars or tables ({others.total():,} other files)", "Check the prefix")
+    yield from _shard_places(label, shards, others)
+
+
+def _is_image(place: str) -> bool:
+    return posixpath.splitext(place)[1].lower() in IMAGE_SUFFIXES

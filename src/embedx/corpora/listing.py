@@ -23,10 +23,10 @@ from embedx.corpora.columns import (
     text_column,
 )
 from embedx.corpora.describing import describe_source
-from embedx.corpora.items import broken_identity, iterate_items
+from embedx.corpora.items import iterate_items
 from embedx.corpora.locators import is_remote
 from embedx.corpora.sources import OPENING_THREADS, Source, open_sources
-from embedx.corpora.values import printable, unicode_problem
+from embedx.corpora.values import broken_identity, printable, unicode_problem
 from embedx.store.listing import BATCH_CHARACTERS, BATCH_ROWS, ListingColumns
 from embedx.store.schema import CarriedColumn
 
@@ -84,7 +84,7 @@ class Corpus:
             left -= batch.num_rows
             self.ignored.update(listed.ignored)
             if listed.first:
-                self.first[listed.label] = listed.first
+                self.first.setdefault(listed.label, []).extend(listed.first)
             if batch.num_rows:
                 yield batch
             if left <= 0:
@@ -95,30 +95,43 @@ class Corpus:
         schema = pa.schema(list(self.columns.schema())[1:])
         rows: list[dict[str, Any]] = []
         first: list[dict[str, Any]] = []
-        found, size = False, 0
+        shown = size = 0
 
-        def listed() -> _Listed:
-            nonlocal first
-            arrays = [_array(name, [row.get(name) for row in rows], schema) for name in schema.names]
-            shown, first = first, []
-            counted = Counter(ignored)
+        def show(items: list[dict[str, Any]]) -> None:
+            nonlocal shown
+            first.extend(items[: FIRST_ITEMS - shown])
+            shown = min(FIRST_ITEMS, shown + len(items))
+
+        def listed(batch: pa.RecordBatch) -> _Listed:
+            found = _Listed(source.label, batch, Counter(ignored), list(first))
             ignored.clear()
-            return _Listed(source.label, pa.RecordBatch.from_arrays(arrays, schema=schema), counted, shown)
+            first.clear()
+            return found
+
+        def gathered() -> pa.RecordBatch:
+            nonlocal size
+            arrays = [_array(name, [row.get(name) for row in rows], schema) for name in schema.names]
+            rows.clear()
+            size = 0
+            return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
         for row in iterate_items(source, self.spec, self.kind, self.columns, ignored):
+            if isinstance(row, pa.RecordBatch):
+                if rows:
+                    yield listed(gathered())
+                show(row.slice(0, FIRST_ITEMS).to_pylist())
+                yield listed(row)
+                continue
             rows.append(_storable(row))
             size += len(row.get("content") or "")
-            if not found:
-                first.append(row)
-                found = len(first) == FIRST_ITEMS
+            show([row])
             if len(rows) == BATCH_ROWS or size > BATCH_CHARACTERS:
-                yield listed()
-                found, rows, size = True, [], 0
-        if not found and not first:
+                yield listed(gathered())
+        if not shown:
             what = "images" if source.is_image_archive else "rows"
             seen = f" ({sum(ignored.values())} other files)" if source.is_image_archive and ignored else ""
             raise CorpusError(f"{source.path} has no {what}{seen}", "Check the path, or remove it from the sources")
-        yield listed()
+        yield listed(gathered())
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ s3://bucket/photos/cat.jpg                an object; also gs://, az://, hf:// an
 tar:1536:20480:/data/shards/00000.tar     bytes of a file: a member of a tar, by offset and length
 parquet:17:image:/data/part-0.parquet     a cell of a table: row 17 of the column `image`
 arrow:17:image:/data/part-0.arrow         the same of an Arrow file
+plugin:zip%3A/data/a.zip:cats/1.jpg       what the plug-in `zip` reads by the key cats/1.jpg from the place /data/a.zip
 inline                                    the content stands in the plan itself (texts)
 """
 
@@ -22,12 +23,13 @@ class Locator:
     """Where bytes are.
 
     Attributes:
-        kind: file, tar, parquet or arrow.
-        place: the path or URL of the file.
+        kind: file, tar, parquet, arrow or plugin.
+        place: the path or URL of the file; of a plug-in NAME:PLACE.
         offset: of a tar's member, in bytes.
         length: of a tar's member, in bytes.
         row: of a table, from 0.
         column: of a table.
+        key: of a plug-in.
     """
 
     kind: str
@@ -36,18 +38,24 @@ class Locator:
     length: int = 0
     row: int = 0
     column: str = ""
+    key: str = ""
 
     def __str__(self) -> str:
         if self.kind == "tar":
             return f"tar:{self.offset}:{self.length}:{self.place}"
         if self.kind in ("parquet", "arrow"):
             return f"{self.kind}:{self.row}:{quote(self.column, safe='')}:{self.place}"
+        if self.kind == "plugin":
+            return f"plugin:{quote(self.place)}:{self.key}"
         return self.place
 
 
 def parse_locator(text: str) -> Locator:
     """Read a locator; whatever has no known form is the path of a file."""
     kind, _, rest = text.partition(":")
+    if kind == "plugin":
+        place, _, key = rest.partition(":")
+        return Locator("plugin", unquote(place), key=key)
     if kind in ("tar", "parquet", "arrow"):
         first, _, rest = rest.partition(":")
         second, _, place = rest.partition(":")
@@ -66,6 +74,11 @@ def scheme_of(place: str) -> str:
 def is_remote(place: str) -> bool:
     """Whether a place is a URL of a kind that is read."""
     return scheme_of(place) in REMOTE
+
+
+def url_path(place: str) -> str:
+    """Return a place without the query of a URL, so that it ends as the name of the file does."""
+    return place.partition("?")[0] if scheme_of(place) in ("http", "https") else place
 
 
 def url_problem(url: str) -> str | None:

@@ -13,9 +13,11 @@ from embedx.core.errors import CorpusError, UsageError
 from embedx.core.specs import NO_ACCESS, Access, CorpusSpec
 from embedx.corpora import tars
 from embedx.corpora.expansion import Place, expand_sources
-from embedx.corpora.locators import is_remote
+from embedx.corpora.locators import is_remote, url_path
+from embedx.corpora.plugins import PluginTable, is_plugin_place, open_plugin
+from embedx.corpora.prefixes import Prefix
 from embedx.corpora.sql import SqlTable
-from embedx.corpora.storage import FileInfo, shared_storage
+from embedx.corpora.storage import shared_storage
 from embedx.corpora.tables import COLUMNAR, Table, table_format
 
 OPENING_THREADS = 8
@@ -28,8 +30,8 @@ class Source:
 
     Attributes:
         label: its name: the alias given, else the last part of its path.
-        path: where it is: a path, a URL, or `--sql`.
-        kind: folder (of images), tar, table or sql.
+        path: where it is: a path, a URL, `--sql`, or NAME:PLACE of a plug-in.
+        kind: folder (of images), tar, table, sql or plugin.
         table: how its rows are read; None for a folder and a tar.
         columns: of the table, column -> type.
         access: how a remote one is reached.
@@ -40,16 +42,16 @@ class Source:
     label: str
     path: str
     kind: str
-    table: Table | SqlTable | None = None
+    table: Table | SqlTable | PluginTable | None = None
     columns: dict[str, str] = field(default_factory=dict)
     access: Access = NO_ACCESS
-    files: tuple[FileInfo, ...] | None = None
+    files: Prefix | None = None
     ignored: Counter[str] = field(default_factory=Counter)
 
     @property
     def is_typed(self) -> bool:
         """Whether its columns have types; those of other tables hold strings."""
-        return self.table is not None and self.table.format in (*COLUMNAR, "sql")
+        return self.kind in ("sql", "plugin") or (self.table is not None and self.table.format in COLUMNAR)
 
     @property
     def is_image_archive(self) -> bool:
@@ -68,7 +70,7 @@ class Source:
 
 @functools.lru_cache(maxsize=4096)
 def _tar_columns(path: str, access: Access) -> dict[str, str]:
-    with shared_storage(access).open(path, tars.READAHEAD_BYTES) as file:
+    with shared_storage(access).open(path) as file:
         return tars.head_columns(file, path)
 
 
@@ -96,15 +98,18 @@ def open_source(place: Place, access: Access) -> Source:
         CorpusError: it is of no known type, or cannot be read.
     """
     path, label = place.path, place.label
+    if is_plugin_place(path):
+        plugin = open_plugin(path, access)
+        return Source(label, plugin.path, "plugin", plugin, plugin.columns(), access)
     if place.files is not None or os.path.isdir(path):
         return Source(label, path, "folder", access=access, files=place.files, ignored=place.ignored)
     if not is_remote(path) and not os.path.isfile(path):
         raise CorpusError(
             f"source {path} is no file but a pipe, socket or device", "Write it to a file first: it is read twice"
         )
-    if path.lower().endswith(".tar"):
+    if url_path(path).lower().endswith(".tar"):
         return Source(label, path, "tar", access=access, ignored=place.ignored)
-    kind = table_format(path)
+    kind = table_format(url_path(path))
     if kind is None:
         raise CorpusError(f"source {path} is of no known type", _remedy(path))
     table = Table(path, kind, tolerant=True, access=access)
@@ -112,7 +117,7 @@ def open_source(place: Place, access: Access) -> Source:
 
 
 def _remedy(path: str) -> str:
-    if path.lower().endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")):
+    if url_path(path).lower().endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")):
         return "Members of a tar are read by offset: unpack it to a plain .tar"
     return (
         "Sources are folders of images, .tar files, and .jsonl, .csv, .tsv, .txt (also .gz, .zst, .bz2, .xz), "

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from embedx.core.errors import CorpusError, UsageError
@@ -64,7 +65,7 @@ class SqlTable:
             names = ", ".join('"' + name.replace('"', '""') + '"' for name in columns or ()) or "*"
             start = 0
             for batch in connection.sql(f"SELECT {names} FROM ({self._select()}\n)").to_arrow_reader(PIECE_ROWS):
-                yield Piece(start, batch_rows(batch, True), list(range(start, start + batch.num_rows)))
+                yield Piece(start, partial(batch_rows, batch, True), range(start, start + batch.num_rows), batch)
                 start += batch.num_rows
 
     def _select(self) -> str:

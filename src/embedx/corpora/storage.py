@@ -1,9 +1,8 @@
-"""Files wherever they are: local paths, and URLs through fsspec. The one place that opens what a source names."""
+"""Files wherever they are: local paths, and URLs. The one place that opens what a source names."""
 
 from __future__ import annotations
 
 import functools
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,17 +11,19 @@ from stat import S_ISREG
 from typing import Any, BinaryIO
 
 from embedx.core.errors import CorpusError
+from embedx.core.redaction import redact
 from embedx.core.specs import Access
+from embedx.corpora.errors import CHANGED, ReadError, changed
 from embedx.corpora.locators import is_remote, scheme_of
+from embedx.corpora.ranges import open_ranges
+from embedx.corpora.systems import S3, WEB, iterate_files, open_system, read_s3_range
+from embedx.corpora.web import WebFiles
 
-READAHEAD_BYTES = 2**20
-"""Of a remote file that is read from its beginning."""
+MARKS = ("ETag", "etag", "md5Hash", "content_md5", "Content-MD5", "LastModified", "last_modified", "Last-Modified")
+"""What file systems call the things that change with an object, the most telling first."""
 
-EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "az": "az", "abfs": "az", "abfss": "az"}
-EXTRAS |= {"http": "http", "https": "http"}
-"""Scheme -> the extra of embedx that brings its library."""
-
-TIMEOUTS: dict[str, dict[str, Any]] = {"s3": {"config_kwargs": {"connect_timeout": 10, "read_timeout": 60}}}
+ANEW = 3
+"""Tries at an object that is replaced while it is read."""
 
 
 @dataclass(frozen=True)
@@ -32,27 +33,14 @@ class FileInfo:
     Attributes:
         place: its path or URL.
         size_bytes: of it.
-        token: changes whenever the file may have changed.
+        token: changes whenever the file may have changed; without the secret parts of a URL.
+        tag: of an object, by which its server can tell whether it is still the same; empty if there is none.
     """
 
     place: str
     size_bytes: int
     token: str
-
-
-class ReadError(Exception):
-    """Bytes could not be read; an item's failure, not the run's.
-
-    Args:
-        message: what a person can act on.
-        error: a short name of the cause.
-        retryable: whether another try may help.
-    """
-
-    def __init__(self, message: str, error: str = "ReadError", retryable: bool = True) -> None:
-        super().__init__(message)
-        self.error = error
-        self.retryable = retryable
+    tag: str = ""
 
 
 def file_identity(place: str) -> str:
@@ -82,21 +70,26 @@ class Storage:
     def __init__(self, access: Access) -> None:
         self.access = access
 
-    def open(self, place: str, readahead: int = READAHEAD_BYTES) -> BinaryIO:
-        """Open a file for reading from its beginning.
+    def open(self, place: str, known: FileInfo | None = None) -> BinaryIO:
+        """Open a file for reading from its beginning; seekable. A remote one is the same object to its end.
 
         Args:
             place: its path or URL.
-            readahead: bytes fetched beyond what is asked for, of a remote file.
+            known: what `info` said of it.
 
         Raises:
-            CorpusError: it cannot be opened.
+            CorpusError: it cannot be opened; reading raises it, too.
         """
         if not is_remote(place):
             return open(place, "rb")
         with self._naming(place):
-            file: BinaryIO = self._system(place).open(place, "rb", block_size=readahead, cache_type="readahead")
-            return file
+            file = known or self.info(place)
+
+        def read(offset: int, length: int) -> bytes:
+            with self._naming(place):
+                return self.read_range(file, offset, length)
+
+        return open_ranges(read, file.size_bytes)
 
     def info(self, place: str) -> FileInfo:
         """Describe a file.
@@ -117,35 +110,65 @@ class Storage:
             raise ReadError(f"{place} is no file but a folder, pipe, socket or device", "NotAFile", False)
         return FileInfo(place, stat.st_size, stat_token(stat, place))
 
-    def read_range(self, place: str, offset: int, length: int) -> bytes:
-        """Read some bytes of a remote file.
+    def read_range(self, file: FileInfo, offset: int, length: int) -> bytes:
+        """Read some bytes of a remote file, of exactly the one that was described.
 
         Raises:
-            ReadError: they could not be read, or not all of them.
+            ReadError: they could not be read, or not all of them, or the file is another one by now.
         """
         if not length:
             return b""
+        place, system = file.place, self._system(file.place)
+        is_checked = bool(file.tag) and scheme_of(place) in (*S3, *WEB)
         try:
-            data: bytes = self._system(place).cat_file(place, start=offset, end=offset + length)
+            if isinstance(system, WebFiles):
+                data = system.read_range(place, offset, offset + length, file.tag)
+            elif is_checked:
+                data = read_s3_range(system, place, offset, offset + length, file.tag)
+            else:
+                data = system.cat_file(place, start=offset, end=offset + length)
         except Exception as error:
+            if not isinstance(error, (ReadError, FileNotFoundError)) and self._is_another(file):
+                raise changed(place) from error
             raise self._failed(place, error) from error
+        if not is_checked and self._is_another(file):
+            raise changed(place)
         if len(data) != length:
-            # Servers that know no ranges send the whole file.
             raise ReadError(f"{place} gave {len(data):,} bytes instead of {length:,} at {offset:,}", "ShortRead")
         return data
 
-    def read_file(self, place: str, limit: int) -> bytes:
-        """Read a whole remote file.
+    def read_file(self, place: str, limit: int, token: str = "") -> bytes:
+        """Read a whole remote file; one that was replaced since it was listed is read as it is now.
+
+        Args:
+            place: its URL.
+            limit: bytes; a larger file is refused unread.
+            token: of its `FileInfo` when it was listed, which saves asking again.
 
         Raises:
-            ReadError: it cannot be read, or is larger than `limit` bytes.
+            ReadError: it cannot be read, is too large, or changes all the time.
         """
-        info = self.info(place)
-        if info.size_bytes > limit:
-            raise ReadError(
-                f"{place} has {info.size_bytes:,} bytes; more than {limit:,} are refused unread", "FileTooLarge", False
-            )
-        return self.read_range(place, 0, info.size_bytes)
+        file = _known_file(place, token) or self.info(place)
+        for attempt in range(ANEW):
+            if file.size_bytes > limit:
+                raise ReadError(
+                    f"{place} has {file.size_bytes:,} bytes; more than {limit:,} are refused unread",
+                    "FileTooLarge",
+                    False,
+                )
+            try:
+                return self.read_range(file, 0, file.size_bytes)
+            except ReadError as error:
+                if error.error != CHANGED or attempt + 1 == ANEW:
+                    raise
+                file = self.info(place)
+        raise AssertionError
+
+    def _is_another(self, file: FileInfo) -> bool:
+        try:
+            return self.info(file.place).token != file.token
+        except ReadError:
+            return False
 
     def is_folder(self, place: str) -> bool:
         """Whether a place is a local folder, or a prefix of a remote file system.
@@ -157,34 +180,33 @@ class Storage:
             return os.path.isdir(place)
         if place.endswith("/"):
             return True
+        if scheme_of(place) in WEB:
+            return False
         with self._naming(place):
-            return bool(self._system(place).isdir(place)) and scheme_of(place) not in ("http", "https")
+            return bool(self._system(place).isdir(place))
 
     def find(self, prefix: str) -> Iterator[FileInfo]:
-        """Yield the files below a remote prefix, sorted by name; they are listed once.
+        """Yield the files below a remote prefix, as they are listed.
 
         Raises:
             CorpusError: it cannot be listed.
         """
-        if scheme_of(prefix) in ("http", "https"):
+        if scheme_of(prefix) in WEB:
             raise CorpusError(f"{prefix} cannot be listed", "A web server has no folders: give a table of URLs")
-        system = self._system(prefix)
         with self._naming(prefix):
-            # Not from a cache: a second listing in this process must see what is new.
-            system.invalidate_cache()
-            found: dict[str, dict[str, Any]] = system.find(prefix, detail=True)
-        for name in sorted(found):
-            if found[name].get("type") != "directory" and not name.endswith("/"):
-                yield _file_info(f"{scheme_of(prefix)}://{name.partition('://')[2] or name}", found[name])
+            for place, info in iterate_files(self._system(prefix), prefix):
+                yield _file_info(place, info)
 
     def hide(self, error: BaseException) -> str:
         """Return an error's message on one line, without secrets."""
         return self.access.hide(" ".join(str(error).split()))[:300] or type(error).__name__
 
     def _system(self, place: str) -> Any:
-        return _open_system(scheme_of(place), self.access)
+        return open_system(scheme_of(place), self.access)
 
     def _failed(self, place: str, error: Exception) -> ReadError:
+        if isinstance(error, ReadError):
+            return error
         if isinstance(error, CorpusError):
             return ReadError(error.message, "NoFileSystem", False)
         gone = isinstance(error, FileNotFoundError)
@@ -210,42 +232,21 @@ def shared_storage(access: Access) -> Storage:
     return Storage(access)
 
 
-@functools.lru_cache(maxsize=32)
-def _open_system(scheme: str, access: Access) -> Any:
-    import fsspec
-
-    options = {name: _option(value) for name, value in access.options}
-    if scheme in ("http", "https"):
-        options = {name: value for name, value in options.items() if name in ("client_kwargs", "headers")}
-    # Without its cache of listings a prefix is listed when it is asked for, and what has changed is seen.
-    options = {**TIMEOUTS.get(scheme.removesuffix("a"), {}), "use_listings_cache": False, **options}
-    try:
-        return fsspec.filesystem(scheme, **options)
-    except ImportError as error:
-        extra = f"pip install 'embedx[{EXTRAS[scheme]}]'" if scheme in EXTRAS else "Install what the message names"
-        raise CorpusError(f"{scheme}:// needs a library that is not installed ({error})", extra) from None
-    except (TypeError, ValueError) as error:
-        raise CorpusError(
-            f"the file system of {scheme}:// does not take these options ({access.hide(str(error))})",
-            "Check the --storage-option flags",
-        ) from None
-
-
-def _option(text: str) -> Any:
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    if text.startswith("{"):
-        try:
-            return json.loads(text)
-        except ValueError:
-            return text
-    return text
-
-
 def _file_info(place: str, info: dict[str, Any]) -> FileInfo:
     if info.get("type") == "directory":
         raise ReadError(f"{place} is no file but a prefix", "NotAFile", False)
     size = int(info.get("size") or 0)
-    marks = (info.get(name) for name in ("ETag", "etag", "md5Hash", "content_md5", "LastModified", "last_modified"))
-    mark = next((str(value).strip('"') for value in marks if value), "")
-    return FileInfo(place, size, f"{size}:{mark}:{place}")
+    mark = next((str(info[name]) for name in MARKS if info.get(name)), "")
+    tag = str(info.get("ETag") or "")
+    # S3 takes a tag with quotes or without, as its versions of listing and description give it.
+    tag = tag.strip('"') if scheme_of(place) in S3 else tag
+    return FileInfo(place, size, f"{size}:{mark.strip(chr(34))}:{redact(place)}", tag)
+
+
+def _known_file(place: str, token: str) -> FileInfo | None:
+    """Return what a token of an S3 object says; None for others, whose tags do not stand in it."""
+    size, _, rest = token.partition(":")
+    mark = rest.removesuffix(f":{place}")
+    if scheme_of(place) not in S3 or not size.isdigit() or mark == rest or not mark:
+        return None
+    return FileInfo(place, int(size), token, mark)

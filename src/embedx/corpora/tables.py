@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,8 +19,10 @@ import pyarrow as pa
 
 from embedx.core.errors import CorpusError
 from embedx.core.specs import NO_ACCESS, SHARD_MAX_BYTES, Access
-from embedx.corpora.columnar import PIECE_BYTES, PIECE_ROWS, ColumnarFile
+from embedx.corpora.columnar import PIECE_BYTES, PIECE_ROWS, ColumnarFile, batch_rows
 from embedx.corpora.compression import UNPACKERS, open_unpacked
+from embedx.corpora.errors import ReadError
+from embedx.corpora.locators import url_path
 from embedx.corpora.storage import shared_storage
 from embedx.corpora.values import printable, unicode_problem
 
@@ -54,13 +57,20 @@ class Piece:
 
     Attributes:
         start: number of the first row, from 0, blank lines not counted.
-        rows: the values, column -> value.
+        make_rows: makes the values of the rows.
         lines: the line each row began on, from 1; for Parquet the row number.
+        batch: the same of a columnar table; None of others, and where it cannot be had.
     """
 
     start: int
-    rows: list[dict[str, Any]]
-    lines: list[int]
+    make_rows: Callable[[], list[dict[str, Any]]]
+    lines: Sequence[int]
+    batch: pa.RecordBatch | None = None
+
+    @cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        """The values of each row, column -> value."""
+        return self.make_rows()
 
 
 @dataclass
@@ -135,13 +145,13 @@ class Table:
             if self.format in COLUMNAR:
                 yield from self._iterate_columnar(columns)
             else:
-                yield from _cut_pieces(readers[self.format]())
+                yield from cut_pieces(readers[self.format]())
 
     def _lines(self, newline: str) -> Iterator[tuple[int, str]]:
         """Yield (number, line with its end), with bytes that are not UTF-8 as lone surrogates if tolerant."""
         with (
             shared_storage(self.access).open(str(self.path)) as packed,
-            open_unpacked(packed, str(self.path)) as raw,
+            open_unpacked(packed, url_path(str(self.path))) as raw,
             io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline=newline) as file,
         ):
             for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_CHARACTERS), ""), 1):
@@ -227,9 +237,19 @@ class Table:
 
     def _iterate_columnar(self, columns: Sequence[str] | None) -> Iterator[Piece]:
         start = 0
-        for rows in self.open_columnar().iterate_rows(columns, self.tolerant):
-            yield Piece(start, rows, list(range(start, start + len(rows))))
-            start += len(rows)
+        for piece in self.open_columnar().iterate_pieces(columns, self.tolerant):
+            lines = range(start, start + len(piece))
+            if isinstance(piece, list):
+                yield Piece(start, partial(list, piece), lines)
+            elif self.tolerant:
+                yield Piece(start, partial(self._batch_rows, piece), lines, piece)
+            else:  # what is no UTF-8 is an error before anything of the piece is used
+                yield Piece(start, partial(list, self._batch_rows(piece)), lines)
+            start = lines.stop
+
+    def _batch_rows(self, batch: pa.RecordBatch) -> list[dict[str, Any]]:
+        with _naming(self.path):
+            return batch_rows(batch, self.tolerant)
 
 
 def table_format(path: Path | str) -> str | None:
@@ -242,7 +262,8 @@ def table_format(path: Path | str) -> str | None:
     return FORMATS.get(suffixes[-1]) if suffixes else None
 
 
-def _cut_pieces(numbered: Iterator[_NumberedRow]) -> Iterator[Piece]:
+def cut_pieces(numbered: Iterator[_NumberedRow]) -> Iterator[Piece]:
+    """Yield rows, which come with their line and their characters, in pieces of bounded size."""
     start, size = 0, 0
     rows: list[dict[str, Any]] = []
     lines: list[int] = []
@@ -251,10 +272,10 @@ def _cut_pieces(numbered: Iterator[_NumberedRow]) -> Iterator[Piece]:
         lines.append(line)
         size += characters
         if len(rows) == PIECE_ROWS or size > PIECE_BYTES:
-            yield Piece(start, rows, lines)
+            yield Piece(start, partial(list, rows), lines)
             start, size, rows, lines = start + len(rows), 0, [], []
     if rows:
-        yield Piece(start, rows, lines)
+        yield Piece(start, partial(list, rows), lines)
 
 
 def _describe(value: Any) -> str:
@@ -268,13 +289,17 @@ def _describe(value: Any) -> str:
     return "null" if value is None else kinds.get(type(value), type(value).__name__)
 
 
+_BROKEN = (OSError, EOFError, ValueError, OverflowError, zlib.error, lzma.LZMAError, pa.ArrowException, ReadError)
+"""What reading a table may raise."""
+
+
 @contextmanager
 def _naming(path: Path | str) -> Iterator[None]:
     try:
         yield
     except CorpusError:
         raise
-    except (OSError, EOFError, ValueError, OverflowError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
+    except _BROKEN as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
         raise CorpusError(
             f"{path} cannot be read ({reason})", "Check the file, or remove it from the sources"

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import posixpath
+import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from embedx.core.errors import CorpusError
 from embedx.corpora.decode import IMAGE_SUFFIXES, MAX_FILE_BYTES
@@ -22,9 +23,6 @@ MAX_HEADER_BYTES = 2**20
 
 MAX_COMPANION_BYTES = 2**20
 """A caption, a class or the metadata of one image."""
-
-READAHEAD_BYTES = 2**18
-"""Fetched around a header of a remote tar: small images come with it and save a request, large ones are skipped."""
 
 COMPANIONS = ("txt", "json", "cls")
 
@@ -66,7 +64,7 @@ def iterate_samples(file: BinaryIO, place: str, ignored: Counter[str]) -> Iterat
     companions: dict[str, tuple[int, int]] = {}
     stem = None
     for member in _iterate_members(file, place, ignored):
-        name = member.name.removeprefix("./")
+        name = member.name
         folder, base = posixpath.split(name)
         member_stem = posixpath.join(folder, base.split(".", 1)[0])
         if member_stem != stem:
@@ -76,40 +74,106 @@ def iterate_samples(file: BinaryIO, place: str, ignored: Counter[str]) -> Iterat
         if base.startswith("."):
             ignored["hidden"] += 1
         elif extension in IMAGE_SUFFIXES:
-            problem = _problem(member, name)
-            images.append(Sample(name, member.offset_data, member.size, problem, companions))
+            images.append(Sample(name, member.offset, member.size, _problem(member), companions))
         elif extension.removeprefix(".") in COMPANIONS:
-            companions[extension.removeprefix(".")] = (member.offset_data, member.size)
+            companions[extension.removeprefix(".")] = (member.offset, member.size)
         else:
             ignored[suffix_reason(extension, ignored)] += 1
     yield from images
 
 
-def _problem(member: tarfile.TarInfo, name: str) -> str | None:
+def _problem(member: _Member) -> str | None:
+    name = member.name
     if name.startswith("/") or ".." in name.split("/"):
         return f"the tar's member {name!r} leads out of the archive"
-    if member.sparse is not None:
+    if member.is_sparse:
         return f"the tar's member {name!r} is sparse"
     if member.size > MAX_FILE_BYTES:
         return f"the tar's member {name!r} has {member.size:,} bytes; more than {MAX_FILE_BYTES:,} are refused unread"
     return None
 
 
-def _iterate_members(file: BinaryIO, place: str, ignored: Counter[str]) -> Iterator[tarfile.TarInfo]:
-    """Yield regular files; the others are counted: what a link or a device names is never looked at."""
+class _Member(NamedTuple):
+    """A regular file of a tar: its name, where its bytes are, and where the next header is."""
+
+    name: str
+    offset: int
+    size: int
+    is_sparse: bool = False
+
+    @property
+    def next_header(self) -> int:
+        return self.offset + -(-self.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+
+
+def _iterate_members(file: BinaryIO, place: str, ignored: Counter[str]) -> Iterator[_Member]:
+    """Yield regular files; the others are counted: what a link or a device names is never looked at.
+
+    Plain headers are read here, ten times as fast as tarfile does. Whatever else stands there is tarfile's to judge.
+    """
     guarded = _Guarded(file, place)
     try:
         with tarfile.open(fileobj=guarded, mode="r:", errors="surrogateescape") as tar:  # type: ignore[call-overload]
-            while (member := tar.next()) is not None:
+            tar.firstmember, tar.offset = None, 0
+            while True:
+                while not tar.pax_headers and (plain := _read_plain(guarded, tar.offset)) is not None:
+                    tar.offset = plain.next_header
+                    yield plain
+                guarded.seek(0)  # elsewhere: tarfile then looks whether the last member is whole
+                member = tar.next()
+                if member is None:
+                    break
                 tar.members = []  # else it keeps every header
                 if member.isreg():
-                    yield member
+                    name = member.name.removeprefix("./")
+                    yield _Member(name, member.offset_data, member.size, member.sparse is not None)
                 elif not member.isdir():
                     ignored["link in a tar" if member.issym() or member.islnk() else "device in a tar"] += 1
             end = tar.offset
     except (tarfile.TarError, OSError, ValueError, OverflowError, EOFError) as error:
         raise CorpusError(f"{place} cannot be read ({_explain(guarded, error)})", "Fetch or write it again") from error
     _check_end(guarded, place, end, ignored)
+
+
+_PLAIN = re.compile(rb"[^\0]{1,100}\0*")
+_TIMES = re.compile(rb"(?:\d{1,3} (?:mtime|atime|ctime|uid|gid|uname|gname)=[^\n\0]*\n)+")
+"""Records of an extended header that say nothing about the name and the bytes: WebDataset's writer adds the mtime."""
+
+
+def _read_plain(file: _Guarded, offset: int) -> _Member | None:
+    """Return the regular file whose header stands at an offset; None if it is anything but plain."""
+    file.seek(offset)
+    block = file.read(tarfile.BLOCKSIZE)
+    if block[156:157] == b"x":
+        size = _checked_size(block)
+        if size is None or size > tarfile.BLOCKSIZE or not _are_times(file.read(tarfile.BLOCKSIZE)[:size]):
+            return None
+        offset += 2 * tarfile.BLOCKSIZE
+        block = file.read(tarfile.BLOCKSIZE)
+    size = _checked_size(block)
+    # An old header with a slash at its end is a folder; one with a prefix has a part of the name there.
+    if size is None or block[156] not in b"0\0" or block[345] or not _PLAIN.fullmatch(block, 0, 100):
+        return None
+    name = block[:100].rstrip(b"\0").decode("utf-8", "surrogateescape")
+    return None if name.endswith("/") else _Member(name.removeprefix("./"), offset + tarfile.BLOCKSIZE, size)
+
+
+def _checked_size(block: bytes) -> int | None:
+    """Return the size that a header says; None if it is damaged or written otherwise than as plain octal digits."""
+    size, checksum = block[124:136].rstrip(b" \0"), block[148:156].strip(b" \0")
+    if len(block) != tarfile.BLOCKSIZE or not size.isdigit() or not checksum.isdigit():
+        return None
+    try:
+        is_sound = int(checksum, 8) == sum(block) - sum(block[148:156]) + 8 * ord(" ")
+        return int(size, 8) if is_sound else None
+    except ValueError:  # an 8 or 9
+        return None
+
+
+def _are_times(records: bytes) -> bool:
+    """Whether the records of an extended header are of kinds that may be passed over, and as long as they say."""
+    lines = records.splitlines(keepends=True) if _TIMES.fullmatch(records) else []
+    return bool(lines) and all(int(line.partition(b" ")[0]) == len(line) for line in lines)
 
 
 def _check_end(file: _Guarded, place: str, end: int, ignored: Counter[str]) -> None:

@@ -7,6 +7,8 @@ import math
 import unicodedata
 from typing import Any
 
+import xxhash
+
 from embedx.core.errors import CorpusError
 
 MAX_TEXT_CHARACTERS = 2**26
@@ -21,7 +23,7 @@ _INVISIBLE = ("Cc", "Cf", "Zl", "Zp", "Zs")
 
 
 class Oversized(int):
-    """Stands for a value of so many bytes, which was not read."""
+    """Stands for a value of so many bytes, or one behind so many, which was not read."""
 
 
 def text_of(value: Any) -> str | None:
@@ -42,7 +44,10 @@ def text_problem(name: str, value: Any) -> str | None:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return f"column {name!r} is null"
     if isinstance(value, Oversized):
-        return f"column {name!r} holds {value:,} bytes; more than {MAX_CELL_BYTES:,} are refused unread"
+        return (
+            f"column {name!r} holds {value:,} bytes (or its page of the Parquet file does); "
+            f"more than {MAX_CELL_BYTES:,} are refused"
+        )
     if not isinstance(value, str):
         return f"column {name!r} holds {type(value).__name__}, not text"
     if len(value) > MAX_TEXT_CHARACTERS:
@@ -52,6 +57,11 @@ def text_problem(name: str, value: Any) -> str | None:
     if not value.isprintable() and all(unicodedata.category(character) in _INVISIBLE for character in value):
         return f"column {name!r} holds nothing but control and other invisible characters"
     return unicode_problem(f"column {name!r}", value)
+
+
+def broken_identity(content: str) -> str:
+    """Return an identity that no good item has: null is not the text "None"."""
+    return xxhash.xxh3_128_hexdigest(f"\0broken\0{content}".encode("utf-8", "surrogatepass"))
 
 
 def unicode_problem(what: str, text: str) -> str | None:

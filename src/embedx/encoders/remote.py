@@ -272,4 +272,5 @@ def _card(spec: EncoderSpec, address: Address, prompt: str) -> EncoderCard:
         weights_from=f"{address.url}; they have no fingerprint: the canary vectors guard them",
         queries=queries,
         direct=True,
+        unseen=True,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,7 @@ from threadpoolctl import threadpool_limits
 from embedx.core.errors import EmbedxError, UsageError
 from embedx.core.threads import cpu_quota, plan_threads
 from embedx.heads.metrics import Scores, Tally
+from embedx.heads.parents import join_parents
 from embedx.heads.splits import plan_folds, plan_holdout
 from embedx.heads.sweep import CurvePoint, Sweep, fit_logistic, sweep_c
 
@@ -60,12 +61,15 @@ class LabelledVectors:
         labels: (n,) object array of str.
         label: what the labels are called, for messages.
         groups: (n,) object array of str, or None.
+        parents: (n,) object array of str, the text that each row is a chunk of, those of a text one after the other;
+            None where each row is an item.
     """
 
     vectors: np.ndarray
     labels: np.ndarray
     label: str = "label"
     groups: np.ndarray | None = None
+    parents: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,8 @@ class Evaluation:
         n_train: rows that were not held out.
         n_sweep: those of them that C was chosen on.
         n_groups: distinct groups, or None.
+        by_parent: the metrics of whole texts, by the means of their chunks' probabilities; None where each row is an
+            item.
     """
 
     method: str
@@ -85,6 +91,7 @@ class Evaluation:
     n_train: int
     n_sweep: int
     n_groups: int | None
+    by_parent: Scores | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report key `evaluation`."""
@@ -100,6 +107,7 @@ class Evaluation:
             "n_sweep": self.n_sweep,
             "n_folds": N_FOLDS,
             "n_groups": self.n_groups,
+            "by_parent": None if self.by_parent is None else self.by_parent.to_dict(),
         }
 
 
@@ -223,9 +231,10 @@ def fit_head(
             final = pool.submit(_final_fit, x, codes, sweep.c)
             if test_size:
                 judged = pool.submit(_final_fit, x[train], codes[train], sweep.c).result()
-                scores = _score(judged, x[held_out], data.labels[held_out], classes)
+                names = [classes[code] for code in judged.classes_]
+                scores, by_parent = _score(_iterate_held_out(judged, x, np.flatnonzero(held_out)), data, names)
             else:
-                scores = _score_out_of_fold(sweep, rows, data.labels, classes)
+                scores, by_parent = _score(_iterate_out_of_fold(sweep, rows, len(classes)), data, classes)
             model = final.result()
     return FittedHead(
         estimator=fold_scaling(model, scaling, classes),
@@ -238,6 +247,7 @@ def fit_head(
             n_train=len(train),
             n_sweep=len(rows),
             n_groups=None if groups is None else int(groups.max()) + 1,
+            by_parent=by_parent,
         ),
         converged=int(model.n_iter_[0]) < FINAL_MAX_ITERATIONS,
         n_threads=n_threads,
@@ -337,18 +347,38 @@ def _final_fit(x: np.ndarray, codes: np.ndarray, c: float) -> LogisticRegression
     return fit_logistic(x, codes, c, FINAL_TOLERANCE, FINAL_MAX_ITERATIONS)
 
 
-def _score(model: LogisticRegression, x: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> Scores:
-    tally = Tally([classes[code] for code in model.classes_])
-    for start in range(0, len(x), ROWS_AT_A_TIME):
-        stop = start + ROWS_AT_A_TIME
-        tally.add(labels[start:stop], model.predict_proba(x[start:stop]))
-    return tally.scores()
+_Judged = Iterator[tuple[np.ndarray, np.ndarray]]
+"""(m,) int64 rows, ascending, and their probabilities (m, K) float32."""
 
 
-def _score_out_of_fold(sweep: Sweep, rows: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> Scores:
-    tally = Tally(classes)
+def _iterate_held_out(model: LogisticRegression, x: np.ndarray, rows: np.ndarray) -> _Judged:
+    for start in range(0, len(rows), ROWS_AT_A_TIME):
+        part = rows[start : start + ROWS_AT_A_TIME]
+        yield part, model.predict_proba(x[part])
+
+
+def _iterate_out_of_fold(sweep: Sweep, rows: np.ndarray, n_classes: int) -> _Judged:
     for part in sweep.out_of_fold:
-        probabilities = np.zeros((len(part.rows), len(classes)), dtype=np.float32)
+        probabilities = np.zeros((len(part.rows), n_classes), dtype=np.float32)
         probabilities[:, part.classes] = part.probabilities
-        tally.add(labels[rows[part.rows]], probabilities)
-    return tally.scores()
+        yield rows[part.rows], probabilities
+
+
+def _score(judged: _Judged, data: LabelledVectors, names: Sequence[str]) -> tuple[Scores, Scores | None]:
+    """Score rows and, where they are chunks, the texts that they make up; `names` are those of the probabilities."""
+    of_rows = Tally(names)
+
+    def tallied() -> _Judged:
+        for rows, probabilities in judged:
+            of_rows.add(data.labels[rows], probabilities)
+            yield rows, probabilities
+
+    if data.parents is None:
+        for _ in tallied():
+            pass
+        return of_rows.scores(), None
+    parents, of_texts = data.parents, Tally(names)
+    label_of = dict(zip(parents, data.labels))  # of all chunks of a text
+    for texts, means in join_parents((parents[rows], probabilities) for rows, probabilities in tallied()):
+        of_texts.add([label_of[text] for text in texts], means)
+    return of_rows.scores(), of_texts.scores()

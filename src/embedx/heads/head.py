@@ -47,7 +47,10 @@ class Head:
         Raises:
             UsageError: another shape, or values that are not finite.
         """
-        probabilities = self.predict_proba(vectors)
+        return self.choose(self.predict_proba(vectors))
+
+    def choose(self, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the most probable class of each row of (n, len(classes)), and its probability, as `predict` does."""
         columns = probabilities.argmax(axis=1)
         names = np.array(self.classes, dtype=object)
         return names[columns], probabilities[np.arange(len(columns)), columns]

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
+
 import numpy as np
 
 NEVER_SCORED = -1
 """Fold of a row that trains in every fold: the only row of its class."""
+
+MAX_PARTS = 20
+"""Of a hold-out of groups: its share is met in steps of a twentieth or finer."""
+
+SMALLEST_SHARE = 0.001
 
 
 def plan_holdout(codes: np.ndarray, share: float, seed: int, groups: np.ndarray | None = None) -> np.ndarray:
@@ -24,7 +32,7 @@ def plan_holdout(codes: np.ndarray, share: float, seed: int, groups: np.ndarray 
         (n,) bool, True where held out.
     """
     if groups is not None:
-        return _assign_groups(codes, groups, np.array([1.0 - share, share]), seed) == 1
+        return _hold_out_groups(codes, groups, share, seed)
     generator = np.random.default_rng(seed)
     counts = np.bincount(codes)
     wanted = counts * share
@@ -53,7 +61,7 @@ def plan_folds(codes: np.ndarray, n_folds: int, seed: int, groups: np.ndarray | 
         (n,) int, fold of each row.
     """
     if groups is not None:
-        return _assign_groups(codes, groups, np.full(n_folds, 1.0 / n_folds), seed)
+        return _assign_groups(codes, groups, n_folds, seed)
     generator = np.random.default_rng(seed)
     shuffled = generator.permutation(len(codes))
     in_class_order = shuffled[np.argsort(codes[shuffled], kind="stable")]
@@ -76,17 +84,31 @@ def _rank_within_class(codes: np.ndarray, generator: np.random.Generator) -> np.
     return ranks
 
 
-def _assign_groups(codes: np.ndarray, groups: np.ndarray, shares: np.ndarray, seed: int) -> np.ndarray:
-    """Give whole groups to parts, largest first, each where its classes are most wanted.
+def _hold_out_groups(codes: np.ndarray, groups: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Deal whole groups to equal parts, and hold out those whose sizes are nearest to what is wanted.
 
-    The greedy rule of scikit-learn's StratifiedGroupKFold, for parts of any size: it takes the part p that
-    least increases the squared distance to the target counts, every class weighted by its size.
+    Dealt to two unequal parts, largest first, the larger one would get the large groups, and what judges would be
+    unlike what trains: short texts, patients of few scans.
+    """
+    finest = math.ceil(1 / max(min(share, 1 - share), SMALLEST_SHARE))
+    wanted = Fraction(share).limit_denominator(max(MAX_PARTS, finest))
+    parts = _assign_groups(codes, groups, wanted.denominator, seed)
+    sizes = np.bincount(parts, minlength=wanted.denominator)
+    nearest = np.argsort(np.abs(sizes - len(codes) / wanted.denominator), kind="stable")
+    return np.isin(parts, nearest[: wanted.numerator])
+
+
+def _assign_groups(codes: np.ndarray, groups: np.ndarray, n_parts: int, seed: int) -> np.ndarray:
+    """Give whole groups to equal parts, largest first, each where its classes are most wanted.
+
+    The greedy rule of scikit-learn's StratifiedGroupKFold: it takes the part that least increases the squared
+    distance to the target counts, every class weighted by its size.
     """
     n_classes, n_groups = int(codes.max()) + 1, int(groups.max()) + 1
     table = np.zeros((n_groups, n_classes), dtype=np.float64)
     np.add.at(table, (groups, codes), 1)
     totals = np.maximum(table.sum(axis=0), 1)
-    excess = -np.outer(shares, totals)
+    excess = -np.tile(totals / n_parts, (n_parts, 1))
     shuffled = np.random.default_rng(seed).permutation(n_groups)
     parts = np.empty(n_groups, dtype=np.int64)
     for group in shuffled[np.argsort(-table[shuffled].sum(axis=1), kind="stable")]:

@@ -47,6 +47,10 @@ class VectorSource(Protocol):
         """The precision of its vectors."""
 
     @property
+    def canaries(self) -> list[list[float]]:
+        """Vectors of its encoder's canary items."""
+
+    @property
     def dim(self) -> int:
         """Values of a vector."""
 
@@ -194,6 +198,7 @@ def _card(
             "spec": encoder.spec,
             "space": encoder.space,
             "queries": encoder.queries,
+            **({"canaries": store.canaries} if encoder.unseen else {}),
         },
         recall=measured["recall"],
         speed=measured["speed"],

@@ -27,7 +27,8 @@ class IndexCard:
         columns: the carried columns, without `item_id`.
         store: path and version of the store it was built from.
         encoder: ref, fingerprint, modality, precision and spec of the encoder that the vectors come from; its space
-            and the specs of the encoders that embed queries into it, which cards of older versions lack.
+            and the specs of the encoders that embed queries into it, which cards of older versions lack; where its
+            weights cannot be seen, its canary vectors.
         recall: k, value, target, n_queries, method.
         speed: qps, latency_ms {median, p95}, threads, method.
         bytes: of all files but the card.

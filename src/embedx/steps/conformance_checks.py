@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -20,6 +21,7 @@ from embedx.core.specs import EncoderSpec
 from embedx.encoders.registry import open_encoder
 from embedx.inference.gates import measure_fidelity, passes_gate
 from embedx.inference.pipeline import Embedded, Embedder
+from embedx.steps.conformance_items import LONG_TEXT
 from embedx.steps.conformance_subject import NoVectorsError, Subject
 
 __all__ = ["CHECKS", "NoVectorsError", "SkippedError"]
@@ -194,6 +196,7 @@ def check_vectors(subject: Subject) -> str:
 
 def check_order(subject: Subject) -> str:
     """A vector does not depend on the order of the items."""
+    _ = subject.reference  # nothing to compare with where there is none
     backwards = subject.embed(subject.items[::-1])
     _same_items(subject, [len(subject.items) - 1 - position for position in backwards.positions.tolist()][::-1])
     return _judge(backwards.vectors[::-1], subject.reference.vectors, "vectors in reversed order")
@@ -201,6 +204,7 @@ def check_order(subject: Subject) -> str:
 
 def check_neighbours(subject: Subject) -> str:
     """A vector does not depend on the other items of the batch."""
+    _ = subject.reference
     alone = [subject.embed([item]) for item in subject.items]
     _same_items(subject, [position for position, result in enumerate(alone) if len(result.vectors)])
     vectors = np.concatenate([result.vectors for result in alone])
@@ -215,6 +219,40 @@ def _judge(vectors: np.ndarray, reference: np.ndarray, what: str) -> str:
     fidelity = measure_fidelity(vectors, reference)
     _require(passes_gate(fidelity, "fp32"), f"{what} miss the fp32 gate, {fidelity.describe()}")
     return fidelity.describe()
+
+
+def check_windows(subject: Subject) -> str:
+    """Windows of a text go on one from the other, hold every word, and are read whole; a text that fits is one."""
+    encoder = subject.encoder
+    cut = getattr(encoder, "windows", None)
+    if cut is None:
+        raise SkippedError("it has no windows: --long chunk is refused")
+    texts = [*(item for item in subject.items if isinstance(item, str)), LONG_TEXT]
+    found = cut(texts)
+    _require(len(found) == len(texts), f"{len(found)} lists of windows for {len(texts)} texts")
+    for text, spans in zip(texts, found):
+        _check_spans(text, spans)
+        is_read_whole = not encoder.prepare([text]).truncated
+        _require(not is_read_whole or spans == [(0, len(text))], f"{text[:40]!r} fits, but is cut to {spans[:3]}")
+        prepared = encoder.prepare([text[start:stop] for start, stop in spans])
+        _require(not prepared.truncated, f"{prepared.truncated} of {len(spans)} windows of {text[:40]!r} are truncated")
+        _require(not prepared.failures or len(spans) == 1, f"a window of {text[:40]!r} fails: {prepared.failures}")
+    with ThreadPoolExecutor(4) as pool:
+        _require(
+            all(again == found for again in pool.map(lambda _: cut(texts), range(4))), "four threads cut elsewhere"
+        )
+    return f"{sum(map(len, found))} of {len(texts)} texts, {len(found[-1])} of the longest"
+
+
+def _check_spans(text: str, spans: Sequence[tuple[int, int]]) -> None:
+    shown = repr(text[:40])
+    _require(bool(spans), f"{shown} has no window")
+    _require(all(0 <= start < stop <= len(text) for start, stop in spans), f"a window of {shown} is empty or outside")
+    pairs = list(itertools.pairwise(spans))
+    _require(all(a[0] < b[0] and a[1] < b[1] for a, b in pairs), f"a window of {shown} does not go on from the last")
+    gaps = [text[a[1] : b[0]] for a, b in pairs] + [text[: spans[0][0]], text[spans[-1][1] :]]
+    lost = "".join(character for gap in gaps for character in gap if character.isalnum())
+    _require(not lost, f"{len(lost)} letters of {shown} lie in no window, such as {lost[:20]!r}")
 
 
 def check_openvino(subject: Subject) -> str:
@@ -253,6 +291,7 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
     "failures": check_failures,
     "order": check_order,
     "neighbours": check_neighbours,
+    "windows": check_windows,
     "openvino": check_openvino,
     "cuda": check_cuda,
 }

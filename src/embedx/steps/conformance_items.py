@@ -25,6 +25,9 @@ TEXTS = (
 )
 """One word to far beyond 512 tokens, several scripts, odd spaces; none is empty."""
 
+LONG_TEXT = "\n\n".join(" ".join(TEXTS[1:-1]) + f" Chapter {number} ends here." for number in range(60))
+"""Some 40,000 characters in all those scripts: to be cut into windows."""
+
 
 @functools.cache
 def image_files() -> tuple[bytes, ...]:

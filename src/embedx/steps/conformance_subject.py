@@ -70,13 +70,26 @@ class Subject:
         """Embed items in one go, on the runtime that `auto` chooses unless told otherwise."""
         return (embedder or self.embedder()).embed(len(items), lambda start, stop: items[start:stop])
 
-    @functools.cached_property
+    @property
     def reference(self) -> Embedded:
         """The items' vectors in the encoder's own precision: by torch in fp32, or by its own function.
 
         Raises:
             NoVectorsError: there are none.
         """
+        if isinstance(self._reference, NoVectorsError):
+            raise self._reference
+        return self._reference
+
+    @functools.cached_property
+    def _reference(self) -> Embedded | NoVectorsError:
+        # A value, so that it is not tried again for every check: a service that fails takes its time.
+        try:
+            return self._embed_reference()
+        except NoVectorsError as error:
+            return error
+
+    def _embed_reference(self) -> Embedded:
         try:
             runtime = "auto" if self.encoder.card.direct else "torch"
             embedded = self.embed(self.items, self.embedder(runtime))

@@ -20,8 +20,9 @@ from embedx.store.listing import PlanWriter, iterate_listing
 BYTES_PER_TOKEN = 4
 """Of English text: a static estimate for cutting shards, never for batches."""
 
-WEB_SHARD_ITEMS = 500
-"""The most images of a shard that are fetched from web servers: even slow ones are done before the watchdog barks."""
+WEB_SHARD_ITEMS = 200
+"""The most images of a shard that are fetched from web servers: also where all shards in work share a slow server's few
+connections, they are done before the watchdog barks."""
 
 
 @dataclass(frozen=True)

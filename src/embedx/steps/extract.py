@@ -8,17 +8,15 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
-import numpy as np
-
-from embedx.core.errors import EmbedxError, FingerprintMismatchError, StoreError
+from embedx.core.errors import EmbedxError, StoreError
 from embedx.core.meter import Meter, current_meter, metered
 from embedx.core.paths import write_json
 from embedx.core.reports import Progress, ProgressHook, Report, no_progress
 from embedx.core.specs import ExtractSpec, Resources
 from embedx.engine.cluster import Cluster, open_cluster
 from embedx.engine.interrupts import Interrupts, draining_on_signals
-from embedx.inference.gates import measure_fidelity
 from embedx.steps.bottleneck import write_trace
+from embedx.steps.canaries import compare_canaries
 from embedx.steps.extract_report import report_several, report_store
 from embedx.steps.flight import Extraction, Run, check_workers, make_jobs, try_encoder
 from embedx.steps.opening import Opened, open_all
@@ -29,9 +27,6 @@ from embedx.steps.shard_tasks import run_tasks
 from embedx.store import delta, runs
 from embedx.store.layout import StoreLayout
 from embedx.store.reader import StoreCard
-
-CANARY_MIN_COSINE = 0.999
-"""Between a store's canary vectors and today's: below it some library changed what the encoder computes."""
 
 
 def extract(spec: ExtractSpec, resources: Resources | None = None, progress: ProgressHook = no_progress) -> Report:
@@ -204,12 +199,12 @@ def _fly(extraction: Extraction, store: int, cluster: Cluster, interrupts: Inter
         run.publication.card = card
         extraction.jobs[store] = replace(job, precision=flown.precision, jpeg_side=flown.jpeg_side)
         return
-    fidelity = measure_fidelity(np.array(flown.canaries), np.array(known.canaries))
-    if fidelity.raw_min < CANARY_MIN_COSINE:
-        raise FingerprintMismatchError(
-            f"{run.card.ref} computes other vectors than when {run.spec.out} was created ({fidelity.describe()})",
-            "A library or driver changed; use the versions of then, or extract to another --out",
-        )
+    compare_canaries(
+        flown.canaries,
+        known.canaries,
+        f"{run.card.ref} computes other vectors than when {run.spec.out} was created",
+        "A library, a driver or a remote model changed; use those of then, or extract to another --out",
+    )
 
 
 def _publish(extraction: Extraction) -> None:

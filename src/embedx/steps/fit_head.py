@@ -83,6 +83,7 @@ def _load(store: Store, rows: RowLabels, spec: HeadSpec) -> tuple[LabelledVector
     check_finite(store.path, ids, vectors)
     labels = rows.labels[chosen]
     groups = None if rows.groups is None else rows.groups[chosen]
+    parents = None if rows.parents is None else rows.parents[chosen]
     training = {
         "store": str(store.path),
         "version": store.version,
@@ -96,7 +97,7 @@ def _load(store: Store, rows: RowLabels, spec: HeadSpec) -> tuple[LabelledVector
         "n_unmatched": rows.n_unmatched,
         "rows_sha256": _rows_digest(ids, labels),
     }
-    return LabelledVectors(vectors, labels, spec.label, groups), training
+    return LabelledVectors(vectors, labels, spec.label, groups, parents), training
 
 
 def _rows_digest(ids: np.ndarray, labels: np.ndarray) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from embedx.core.contracts import EncoderCard
@@ -97,12 +97,13 @@ class Extraction:
 def make_jobs(extraction: Extraction, cluster: Cluster) -> list[ShardJob]:
     """Return what every task of each run has in common; a new store's precision is still empty."""
     # From here on workers count too, and for all stores in one place: the limit is of the whole command.
-    requests = next(run for run in extraction.runs if run.has_tasks).publication.plan.layout.file("requests.json")
-    current_meter().move_to(requests)
-    return [_make_job(run, extraction.resources, cluster, str(requests.resolve())) for run in extraction.runs]
+    first = next(run for run in extraction.runs if run.has_tasks).publication.plan.layout
+    current_meter().move_to(first.file("requests.json"))
+    return [_make_job(run, extraction.resources, cluster, first) for run in extraction.runs]
 
 
-def _make_job(run: Run, resources: Resources, cluster: Cluster, requests: str) -> ShardJob:
+def _make_job(run: Run, resources: Resources, cluster: Cluster, shared: RunLayout) -> ShardJob:
+    requests, hosts = str(shared.file("requests.json").resolve()), str(shared.hosts.resolve())
     known = run.publication.card
     return ShardJob(
         root=str(run.publication.store.root.resolve()),
@@ -117,7 +118,7 @@ def _make_job(run: Run, resources: Resources, cluster: Cluster, requests: str) -
         runtime=resources.runtime,
         device=resources.device,
         threads=cluster.threads_per_worker,
-        access=run.spec.corpus.access,
+        access=replace(run.spec.corpus.access, hosts=hosts),
         max_requests=resources.max_requests,
         requests=requests,
         jpeg_side=known.jpeg_side if known else 0,

@@ -27,12 +27,14 @@ class RowLabels:
         ids: (n,) object array of str.
         labels: (n,) object array of str, None where a row has no label.
         groups: (n,) object array of str; None when no group was asked for and each row is an item.
+        parents: (n,) object array of str, the text that each row belongs to; None where each row is an item.
         n_unmatched: ids of the labels' table that are not in the store.
     """
 
     ids: np.ndarray
     labels: np.ndarray
     groups: np.ndarray | None
+    parents: np.ndarray | None
     n_unmatched: int
 
     @property
@@ -83,13 +85,12 @@ def read_labels(store: Store, label: str, table: Path | None = None, group: str 
             f"the column {label!r} of {table or store.path} is empty in every row of the store",
             "Name another column, or give labels with --labels FILE",
         )
-    if group is None and store.store_card.long.has_rows:
-        # Chunks of one text are too alike to be learned from and judged by.
-        groups: np.ndarray | None = _objects(owners)
-    else:
-        groups = None if group is None else _texts(columns[group])
+    parents = _objects(owners) if store.store_card.long.has_rows else None
+    # Chunks of one text are too alike to be learned from and judged by.
+    groups = parents if group is None else _texts(columns[group])
     _check_groups(groups, labels, ids, group)
-    return RowLabels(_objects(ids), labels, groups, n_unmatched)
+    _check_parents(parents, groups, labels, group)
+    return RowLabels(_objects(ids), labels, groups, parents, n_unmatched)
 
 
 def _read_table(path: Path, label: str, group: str | None) -> dict[str, pa.Array]:
@@ -133,6 +134,19 @@ def _check_groups(groups: np.ndarray | None, labels: np.ndarray, ids: pa.Array, 
             f"{len(missing):,} labelled rows have no {name!r} (e.g. {ids[missing[0]].as_py()!r})",
             "Fill the column: a row of an unknown group could leak from training to test",
         )
+
+
+def _check_parents(parents: np.ndarray | None, groups: np.ndarray | None, labels: np.ndarray, name: str | None) -> None:
+    """Refuse groups that would part the chunks of a text, of which one would be learned from and another judged by."""
+    if parents is None or groups is None or groups is parents:
+        return
+    seen: dict[str, str] = {}
+    for parent, group, label in zip(parents, groups, labels):
+        if label is not None and seen.setdefault(parent, group) != group:
+            raise UsageError(
+                f"the chunks of {parent!r} are in several groups of {name!r}: {seen[parent]!r} and {group!r}",
+                "Group by a column of the text, or leave --group out: the chunks of a text then stay together",
+            )
 
 
 def _texts(column: pa.Array | pa.ChunkedArray) -> np.ndarray:

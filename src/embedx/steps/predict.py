@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from threadpoolctl import threadpool_limits
@@ -18,8 +19,10 @@ from embedx.core.paths import replacing
 from embedx.core.reports import Progress, ProgressHook, Report, no_progress
 from embedx.core.threads import cpu_quota, plan_threads
 from embedx.heads.head import Head, open_head
+from embedx.heads.parents import join_parents
 from embedx.steps.vectors import check_finite, open_filled_store
 from embedx.store.reader import Store
+from embedx.store.schema import owner_ids
 
 SCHEMA = pa.schema(
     [
@@ -38,11 +41,14 @@ class PredictSpec:
         store: the store.
         head: the head.
         out: the Parquet file to write; an older one is replaced.
+        by_parent: one prediction for each text, where texts have rows of chunks: from the mean of the chunks'
+            probabilities.
     """
 
     store: Path
     head: Path
     out: Path
+    by_parent: bool = False
 
     def __post_init__(self) -> None:
         if self.out.suffix.lower() != ".parquet":
@@ -52,7 +58,7 @@ class PredictSpec:
 
 
 def predict_store(spec: PredictSpec, progress: ProgressHook = no_progress) -> Report:
-    """Predict every row of a store, in its order, with the memory of one batch.
+    """Predict every row of a store, or every text, in the store's order, with the memory of one batch.
 
     Args:
         spec: which head on which store, and where to.
@@ -67,27 +73,25 @@ def predict_store(spec: PredictSpec, progress: ProgressHook = no_progress) -> Re
     head.check_encoder(store.card, str(spec.store))
     state = Progress("predict", total=store.count)
     counts: Counter[str] = Counter()
+    batches: Iterable[tuple[np.ndarray, np.ndarray]] = _iterate_probabilities(
+        store, head, spec.by_parent, state, progress
+    )
+    if spec.by_parent:
+        batches = join_parents(batches)
     with (
         threadpool_limits(limits=plan_threads(cpu_quota()).blas),
         _new_file(spec.out) as path,
         pq.ParquetWriter(path, SCHEMA.with_metadata(_provenance(store, head)), compression="zstd") as writer,
     ):
-        for batch, vectors in store.iterate_batches():
-            ids = batch.column("item_id")
-            check_finite(store.path, ids.to_numpy(zero_copy_only=False), vectors)
-            labels, probabilities = head.predict(vectors)
+        for ids, probabilities in batches:
+            labels, highest = head.choose(probabilities)
             counts.update(labels)
-            writer.write_batch(
-                pa.RecordBatch.from_arrays(
-                    [ids.cast(pa.string()), pa.array(labels, pa.string()), pa.array(probabilities)],
-                    schema=writer.schema,
-                )
-            )
-            state.done += len(vectors)
-            progress(state)
+            arrays = [pa.array(ids, pa.string()), pa.array(labels, pa.string()), pa.array(highest)]
+            writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=writer.schema))
     return {
         "out": str(spec.out),
-        "n": state.done,
+        "n": counts.total(),
+        "by_parent": spec.by_parent,
         "head": str(spec.head),
         "store": {"path": str(spec.store), "version": store.version, "count": store.count},
         "kind": head.card.kind,
@@ -96,6 +100,18 @@ def predict_store(spec: PredictSpec, progress: ProgressHook = no_progress) -> Re
         "encoder": {key: head.card.encoder[key] for key in ("ref", "fingerprint", "precision")},
         "seconds": round(time.monotonic() - started, 3),
     }
+
+
+def _iterate_probabilities(
+    store: Store, head: Head, by_parent: bool, state: Progress, progress: ProgressHook
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield ids, or those of the texts that rows belong to, as (m,) object, and the probabilities (m, K)."""
+    for batch, vectors in store.iterate_batches(["parent_id"] if by_parent else []):
+        ids = batch.column("item_id").to_numpy(zero_copy_only=False)
+        check_finite(store.path, ids, vectors)
+        yield owner_ids(batch).to_numpy(zero_copy_only=False) if by_parent else ids, head.predict_proba(vectors)
+        state.done += len(vectors)
+        progress(state)
 
 
 def _provenance(store: Store, head: Head) -> dict[str, str]:

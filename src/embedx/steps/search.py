@@ -32,6 +32,9 @@ class EncoderSession(Protocol):
     def embed_texts(self, texts: list[str]) -> tuple[np.ndarray, dict[int, Broken]]:
         """Return (m, dim) float32 for the texts that succeeded, and the failures by position."""
 
+    def canary_vectors(self) -> np.ndarray:
+        """Return (m, dim) float32: today's vectors of the encoder's canary items."""
+
     def embed_image_files(self, paths: list[Path]) -> tuple[np.ndarray, dict[int, Broken]]:
         """Return (m, dim) float32 for the images that succeeded, and the failures by position."""
 
@@ -209,7 +212,23 @@ def _session(index: VectorIndex, kind: str, open_session: OpenSession) -> Encode
             f"{session.card.ref} gives {session.card.dim} values, the index holds {index.dim}",
             "Build the index again",
         )
+    if "canaries" in encoder:
+        _check_unseen(encoder, session, open_session)
     return session
+
+
+def _check_unseen(encoder: dict[str, Any], session: EncoderSession, open_session: OpenSession) -> None:
+    """Refuse an encoder whose fingerprint does not hold its weights, where they are others than the index's."""
+    from embedx.steps.canaries import compare_canaries
+
+    if session.card.fingerprint != encoder["fingerprint"]:  # of queries, with a prompt of their own
+        session = open_session(encoder["spec"], encoder["fingerprint"], encoder["precision"])
+    compare_canaries(
+        session.canary_vectors(),
+        encoder["canaries"],
+        f"{encoder['ref']} computes other vectors than when the index's were made",
+        "Another model answers at that address: use the one of then, or extract and index again",
+    )
 
 
 _FLAGS = {"image": "--image or --id", "text": "--text, --queries or --id"}

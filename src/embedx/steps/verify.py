@@ -11,6 +11,7 @@ import pyarrow as pa
 from embedx.core.errors import StoreError
 from embedx.core.long_texts import TRUNCATED
 from embedx.core.reports import Report
+from embedx.core.specs import NO_ACCESS, Access
 from embedx.corpora.content import read_image
 from embedx.inference.clock import Clock
 from embedx.inference.gates import measure_fidelity
@@ -24,12 +25,13 @@ DEEP_MIN_COSINE = 0.999
 """Between stored vectors and re-embedded ones, whatever the precision."""
 
 
-def verify(path: Path, deep: int = 0) -> Report:
+def verify(path: Path, deep: int = 0, access: Access = NO_ACCESS) -> Report:
     """Check a store, index or head.
 
     Args:
         path: its folder.
         deep: re-embed this many items of a store, spread evenly, and compare.
+        access: how their images are reached where these lie on other machines.
 
     Returns:
         `ok` and `problems`, each with the path and what is wrong.
@@ -41,7 +43,7 @@ def verify(path: Path, deep: int = 0) -> Report:
     if kind == "store":
         problems = [problem.to_dict() for problem in find_store_problems(path)]
         if deep and not problems:
-            problems += _deep_problems(open_store(path), deep)
+            problems += _deep_problems(open_store(path), deep, access)
     elif kind == "index":
         from embedx.indexes.verification import find_problems as find_index_problems
 
@@ -53,7 +55,7 @@ def verify(path: Path, deep: int = 0) -> Report:
     return {"path": str(path), "kind": kind, "ok": not problems, "problems": problems, "deep": deep}
 
 
-def _deep_problems(store: Store, count: int) -> list[dict[str, str]]:
+def _deep_problems(store: Store, count: int, access: Access) -> list[dict[str, str]]:
     """Embed a sample again from what the store carries, and compare."""
     column = store.store_card.content_column if store.card.modality == "text" else "path"
     if column is None or column not in store.columns:
@@ -66,7 +68,7 @@ def _deep_problems(store: Store, count: int) -> list[dict[str, str]]:
     session = open_encoder_session(store.card.spec, store.card.fingerprint, store.precision)
     contents: list[Any] = rows.column(column).to_pylist()
     if store.card.modality == "image":
-        contents = [read_image(path, jpeg_side=store.store_card.jpeg_side).item for path in contents]
+        contents = [read_image(path, access, store.store_card.jpeg_side).item for path in contents]
     # Chunks are carried as the texts that they are: nothing is left to cut.
     long = store.store_card.long
     (embedded,) = embed_texts([session], contents, TRUNCATED if long.has_rows else long, [Clock()])

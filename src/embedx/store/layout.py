@@ -8,6 +8,7 @@ store/
                      plan.arrow      items to embed, one record batch per shard; gone once published
                      receipts.jsonl  of each finished shard, as its writer said it; gone once published
                      requests.json   requests to a remote encoder so far; gone once published
+                     hosts/          connections to web servers that workers share; gone once published
                      failures/*.arrow  failed items of one attempt at one shard
                      identities.arrow  item -> size and mtime of its file, for the next run's diff; the newest only
                      failures.arrow  items of the store that have no vector, as of this run
@@ -79,6 +80,11 @@ class RunLayout:
     def data(self) -> Path:
         """The folder of the run's shard files."""
         return self.root / "data" / self.run
+
+    @property
+    def hosts(self) -> Path:
+        """The folder in which workers share their connections to web servers."""
+        return self.folder / "hosts"
 
     def shard_name(self, shard: int) -> str:
         """Return a shard's path relative to the store, as Delta names it."""

@@ -136,6 +136,11 @@ class Store:
         return self.store_card.encoder
 
     @property
+    def canaries(self) -> list[list[float]]:
+        """(m, dim) vectors of the encoder's canary items when the store was created."""
+        return self.store_card.canaries
+
+    @property
     def precision(self) -> str:
         """The precision of the vectors: fp32 or bf16."""
         return self.store_card.precision

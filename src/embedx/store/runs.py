@@ -253,4 +253,5 @@ def finish_record(layout: RunLayout, report: dict[str, Any]) -> None:
     layout.file("receipts.jsonl").unlink(missing_ok=True)
     layout.file("requests.json").unlink(missing_ok=True)
     layout.file("requests.json.lock").unlink(missing_ok=True)
+    shutil.rmtree(layout.hosts, ignore_errors=True)
     shutil.rmtree(layout.folder / "failures", ignore_errors=True)

@@ -69,7 +69,7 @@ def store_schema(columns: tuple[CarriedColumn, ...]) -> pa.Schema:
     )
 
 
-def owner_ids(table: pa.Table) -> pa.ChunkedArray:
+def owner_ids(table: pa.Table | pa.RecordBatch) -> pa.ChunkedArray | pa.Array:
     """Return the item that each row belongs to: the parent of a chunk, else the row's own id."""
     return pc.coalesce(table.column("parent_id"), table.column("item_id"))
 
