@@ -34,7 +34,8 @@ def commands():
 def place(tmp_path_factory):
     """A folder that holds what the documents name."""
     folder = tmp_path_factory.mktemp("docs")
-    (folder / "encoder.toml").write_text('family = "pixels"\nname = "8"\n')
+    for name, encoder in {"encoder": "8", "small": "8", "large": "eight"}.items():
+        (folder / f"{name}.toml").write_text(f'family = "pixels"\nname = "{encoder}"\n')
     write_jsonl(folder / "reviews.jsonl", REVIEWS)
     table = io.StringIO()
     csv.writer(table).writerows([("key", "body"), *((row["id"], row["text"]) for row in REVIEWS)])
@@ -96,6 +97,7 @@ def test_the_command_runs(place, number):
     items = report["items"]
     expected = 2 * len(FILES) if "shards/" in line and "00000.tar" not in line else 10
     expected = 4 if "stars > 3" in line else expected
+    expected *= line.count("--encoder")
     assert items["planned"] == expected and items["failed"] == 0, report
     if "--dry-run" not in arguments:
         assert items["embedded"] == expected

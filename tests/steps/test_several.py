@@ -14,6 +14,7 @@ import pytest
 from filelock import FileLock
 
 from embedx.store.reader import open_store
+from tests import servers
 from tests.conftest import SUPPORT, Command, write_jsonl
 from tests.remote_services import serve
 from tests.steps.test_poison import PLUGIN
@@ -39,9 +40,21 @@ BOTH = ("--encoder", "squeezenet.toml", "--encoder", "mobilenet.toml", "--precis
 SMALL_SHARDS = {"EMBEDX_SHARD_ITEMS": "12"}
 
 
+LOCAL = {"EMBEDX_CLUSTER": "local"}
+"""Workers of the command's own: for what kills them."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def workers(cache):
+    """Workers that stay warm between the commands."""
+    with servers.dask_cluster({}) as scheduler, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EMBEDX_CLUSTER", scheduler)
+        yield
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, shared):
-    """A folder with 60 photographs and two encoders, of which `one` and `stores/squeezenet` were extracted."""
+    """A folder with 60 photographs and two encoders."""
     folder = tmp_path_factory.mktemp("several")
     (folder / "squeezenet.toml").write_text(SQUEEZENET.format(weights=shared / "weights"))
     (folder / "mobilenet.toml").write_text(MOBILENET.format(weights=shared / "weights"))
@@ -103,7 +116,7 @@ def test_what_one_store_has_is_read_for_the_other_only(place, joint, tmp_path):
 def test_killing_the_run_resumes_both(place, joint):
     out = place.cwd / "killed"
     command = [sys.executable, "-m", "embedx", "extract", "photos", *BOTH, "--out", str(out)]
-    env = {**os.environ, "EMBEDX_SHARD_ITEMS": "4"}
+    env = {**os.environ, **LOCAL, "EMBEDX_SHARD_ITEMS": "4"}
     run = subprocess.Popen(command, cwd=place.cwd, env=env, stderr=subprocess.DEVNULL, start_new_session=True)
     names = ("squeezenet", "mobilenet")
     end = time.monotonic() + 120
@@ -196,7 +209,7 @@ def test_an_item_that_kills_one_encoder_is_the_others(place, shared, support_sto
     report = place.json(
         *("extract", "poison.jsonl", "--encoder", potion, "--encoder", "poison=poison:minilm"),
         *("--max-failures", 1, "--out", "poisoned"),
-        env={**PLUGIN, "EMBEDX_SHARD_ITEMS": "4"},
+        env={**PLUGIN, **LOCAL, "EMBEDX_SHARD_ITEMS": "4"},
     )
     assert [(store["items"]["embedded"], store["items"]["failed"]) for store in report["stores"]] == [(16, 0), (15, 1)]
     (failure,) = place.json("failures", "poisoned/poison")["failures"]

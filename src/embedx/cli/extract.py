@@ -38,11 +38,9 @@ embedx extract --sql "select id, text from 'reviews.parquet' where stars > 3" --
 
 embedx extract @sources.txt --encoder minilm --out store
 
-Several encoders, or layers of one, read each item once and fill a store each under --out; docs/several-encoders.md
-
 embedx extract photos/ --encoder small.toml --encoder large.toml --out stores
 
-embedx extract photos/ --encoder encoder.toml --layer layer3 --layer layer4 --out stores
+The last one reads every item once and fills stores/small and stores/large; see docs/several-encoders.md.
 
 The same command again embeds only what is new or changed, and resumes what was interrupted."""
 

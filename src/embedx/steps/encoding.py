@@ -197,11 +197,18 @@ def _shared_pass(names: tuple[str, ...], how: Execution) -> tuple[Embedder, str]
 
 
 def close_session(session: Session) -> None:
-    """Forget a session's forward pass, so that its model can be freed."""
+    """Forget a session's forward pass, so that its model can be freed; one that several encoders share is kept."""
+    if len(session.embedder.outputs) == 1:
+        close_passes([session.card.fingerprint], session.embedder)
+
+
+def close_passes(fingerprints: Sequence[str], embedder: Embedder | None = None) -> None:
+    """Forget the forward passes of just these encoders, in all precisions or of one embedder."""
     with _lock:
-        for key in [key for key, (embedder, _) in _passes.items() if embedder is session.embedder]:
-            del _passes[key]
-    session.embedder.close()
+        for key, (opened, _) in list(_passes.items()):
+            if key[0] == tuple(fingerprints) and embedder in (None, opened):
+                del _passes[key]
+                opened.close()
 
 
 def embed_sessions(sessions: Sequence[Session], count: int, fetch: Fetch, clocks: Sequence[Clock]) -> list[Embedded]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 
@@ -14,7 +14,7 @@ from embedx.core.specs import EncoderSpec
 from embedx.encoders.registry import open_encoder
 from embedx.inference.gates import passes_gate
 from embedx.inference.runtimes import machine_has_bf16
-from embedx.steps.encoding import Session, close_session, share_forward, shared_sessions
+from embedx.steps.encoding import Session, close_passes, close_session, share_forward, shared_sessions
 from embedx.steps.shard_job import ShardJob
 from embedx.steps.trial import measure_bf16
 from embedx.store.schema import round_mantissa
@@ -114,6 +114,15 @@ def preflight(jobs: Sequence[ShardJob], place: int, asked: str, use_sample: bool
         wanted = [replace(jobs[other].wanted_in(""), precision=precision) for other in group]
         return shared_sessions(wanted, job.execution)[group.index(place)]
 
+    try:
+        return _try(job, asked, open_at, SAMPLE_ITEMS if use_sample else 0)
+    finally:
+        if len(group) > 1 and place == group[-1]:
+            # In another precision, or for other stores, the shards may need it again; now it only takes memory.
+            close_passes([jobs[other].fingerprint for other in group])
+
+
+def _try(job: ShardJob, asked: str, open_at: Callable[[str], Session], sample: int) -> Preflight:
     if not asked:
         return _flown(job, open_at(job.wanted_in(job.precision).precision), job.precision, "as the store was created")
     if asked == "fp32":
@@ -125,7 +134,7 @@ def preflight(jobs: Sequence[ShardJob], place: int, asked: str, use_sample: bool
             return _flown(job, open_at("fp32"), "bf16", "as asked; computed in fp32, this machine has no bf16")
         return _flown(job, open_at("fp32"), "fp32", "this machine has no bf16")
     fast = open_at("bf16")
-    measured = measure_bf16(job, fast, open_at, SAMPLE_ITEMS if use_sample else 0)
+    measured = measure_bf16(job, fast, open_at, sample)
     if asked == "auto" and not passes_gate(measured.fidelity, "bf16"):
         close_session(fast)
         return _flown(job, open_at("fp32"), "fp32", f"bf16 misses its gate {measured.describe()}")

@@ -10,7 +10,7 @@ DIM = 192
 
 class Pixels:
     def __init__(self, spec):
-        identity = {"pixels": 1}
+        identity = {"pixels": 1, "name": spec.name}
         self.card = EncoderCard(
             spec.ref, "pixels", "image", DIM, fingerprint(identity), identity, spec.to_dict(), False, 1e6, 0
         )
