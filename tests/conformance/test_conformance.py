@@ -182,7 +182,7 @@ def check_planted_transforms(encoder: ImageEncoder, items: list[Any], reference:
     own = encoder.transform
     planted = {
         "no margin": replace(own, resize=own.crop),
-        "crop off by two": OffByTwo(**own.to_dict()),
+        "crop off by two": OffByTwo.from_dict(own.to_dict()),
         "interpolation": replace(own, interpolation="bicubic" if own.interpolation == "bilinear" else "bilinear"),
         "no normalisation": replace(own, mean=(0.0,) * 3, std=(1.0,) * 3),
     }
