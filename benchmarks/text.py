@@ -92,8 +92,8 @@ def main() -> None:
         contestants[-1].run(counted=False)  # converts the model, which the second contestant uses too
         race(contestants, rounds, warm_up=0)
         facts = {"items": len(texts), "rounds": rounds, "characters": sum(map(len, texts))}
-        name, kind = ("text-lines", "lines") if arguments.texts else ("text", "docstrings of mixed length")
-        write_results(name, f"Texts: MiniLM over {kind}", table(contestants, len(texts)), facts)
+        part, kind = ("-lines", "lines") if arguments.texts else ("", "docstrings of mixed length")
+        write_results("text", f"Texts: MiniLM over {kind}", table(contestants, len(texts)), facts, part)
 
 
 if __name__ == "__main__":
