@@ -18,19 +18,7 @@ from embedx.inference.runtimes import Execution, open_runtime
 SMALL = PreprocessSpec(resize=64, crop=64)
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("EMBEDX_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("own_cache", "one_thread")
 
 
 def saved(tmp_path, family: str, name: str) -> str:

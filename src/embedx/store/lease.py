@@ -67,11 +67,6 @@ class Lease:
         self._over = threading.Event()
         self._is_lost = False
 
-    @property
-    def is_lost(self) -> bool:
-        """Whether another process is known to have taken it over."""
-        return self._is_lost
-
     def check(self) -> None:
         """Renew it now.
 
