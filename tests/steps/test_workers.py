@@ -1,9 +1,12 @@
 """Workers that cannot do a run's work are refused before its first shard, by name."""
 
+import sys
+
 import pytest
 
 from embedx.core.errors import EmbedxError
-from embedx.engine.cluster import Cluster
+from embedx.core.specs import Resources
+from embedx.engine.cluster import Cluster, open_cluster
 from embedx.steps.flight import check_workers
 from embedx.steps.preflight import survey_worker
 from embedx.steps.shard_job import ShardJob
@@ -68,3 +71,20 @@ def test_the_worker_is_named(tmp_path):
         pytest.raises(EmbedxError, match="worker tcp://.* cannot use .*elsewhere"),
     ):
         check_workers(Cluster(client, 1, 1), job(tmp_path / "elsewhere"))
+
+
+def profilers(dask_worker):
+    found = dask_worker.periodic_callbacks.get("profile")
+    return found is not None and found.is_running()
+
+
+def test_no_profiler_that_can_freeze_python_311():
+    from distributed import LocalCluster
+
+    with open_cluster(Resources(workers=1)) as ours:
+        assert not any(ours.run_everywhere(profilers).values())
+    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as started:
+        with started.get_client() as client:
+            assert all(client.run(profilers).values()), "somebody else's cluster has one"
+        with open_cluster(Resources(cluster=started.scheduler_address)) as theirs:
+            assert any(theirs.run_everywhere(profilers).values()) == (sys.version_info >= (3, 12))

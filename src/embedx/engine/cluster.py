@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,17 +34,27 @@ CONFIG = {
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
     "distributed.worker.memory.terminate": 0.95,
+    # See _Worker; and nobody looks at it.
+    "distributed.worker.profile.enabled": False,
 }
 
 
 class _Worker(WorkerPlugin):
-    """Prepares a worker process."""
+    """Prepares a worker process.
+
+    Before Python 3.12, Dask's profiler can freeze it for ever: `sys._current_frames` holds the runtime's lock, garbage
+    collection within it gives up the interpreter's, and whoever starts a thread meanwhile holds that one and waits for
+    the first (github.com/python/cpython/issues/106883). The more threads, the likelier; fetching starts many.
+    """
 
     name = "embedx"
     idempotent = True
 
     def setup(self, worker: Any) -> None:
         ignore_in_worker()
+        profiler = worker.periodic_callbacks.get("profile")
+        if profiler is not None and sys.version_info < (3, 12):
+            profiler.stop()
 
 
 @dataclass(frozen=True)
