@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+
+from tests.servers import dask_cluster
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -37,8 +41,29 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+_kept = ExitStack()
+
+
+def pytest_sessionfinish() -> None:
+    _kept.close()
+
+
+@functools.cache
+def warm_workers() -> str:
+    """The address of workers that this test process keeps, so that not every extraction waits for new ones."""
+    return _kept.enter_context(dask_cluster({}))
+
+
+OF_WORKERS = {"--workers", "--threads", "--cluster"}
+
+OF_THE_DRIVER = {"EMBEDX_SHARD_ITEMS", "EMBEDX_LEASE_S"}
+
+
 class Command:
-    """Runs the real command line in its own process."""
+    """Runs the real command line in its own process.
+
+    An extraction that says nothing about its workers, in arguments or environment, runs on warm ones.
+    """
 
     def __init__(self, cwd: Path) -> None:
         self.cwd = cwd
@@ -46,10 +71,13 @@ class Command:
     def __call__(
         self, *arguments: object, status: int = 0, env: dict[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
+        all_env = {**os.environ, **(env or {})}
+        if arguments[:1] == ("extract",) and OF_WORKERS.isdisjoint(arguments) and OF_THE_DRIVER.issuperset(env or ()):
+            all_env.setdefault("EMBEDX_CLUSTER", warm_workers())
         done = subprocess.run(
             [sys.executable, "-m", "embedx", *map(str, arguments)],
             cwd=self.cwd,
-            env={**os.environ, **(env or {})},
+            env=all_env,
             capture_output=True,
             text=True,
             timeout=300,

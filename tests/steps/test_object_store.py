@@ -150,7 +150,11 @@ def test_two_writers_one_wins(remote, tmp_path):
     write_jsonl(tmp_path / "c.jsonl", texts(600))
     run = remote.start()
     remote.wait_for_shards(1, run)
-    error = remote.extract(status=75)["error"]
+    run.send_signal(signal.SIGSTOP)  # so that it cannot be done before the other has asked
+    try:
+        error = remote.extract(status=75)["error"]
+    finally:
+        run.send_signal(signal.SIGCONT)
     assert "another embedx process is writing to" in error["message"] and "runs out in" in error["remedy"]
     stdout, stderr = run.communicate(timeout=240)
     assert run.returncode == 0, stderr
