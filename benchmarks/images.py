@@ -97,6 +97,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="*", choices=CASES, default=list(CASES))
     parser.add_argument("--items", type=int, help="only so many photographs, spread over the folder")
+    parser.add_argument("--large", type=int, default=160, help="files of 12 megapixels, 5 MB each")
     parser.add_argument("--short", action="store_true", help="a fifth of the photographs, 2 rounds")
     arguments = parser.parse_args()
     photos = sorted(arguments.photos.rglob("*.jpg"))
@@ -110,7 +111,7 @@ def main() -> None:
         home = Path(folder)
         for case in arguments.only:
             corpus = home / f"{case}-photos"
-            count = enlarge(photos, corpus) if case == "mobilenet" else link(photos, corpus)
+            count = enlarge(photos, corpus, arguments.large) if case == "mobilenet" else link(photos, corpus)
             lines += ["", f"## {TITLES[case]}: {count} files", "", *race_case(home, case, corpus, count, rounds)]
     write_results("images", "Images: files to vectors", lines, {"rounds": rounds})
 
@@ -145,7 +146,7 @@ def link(photos: list[Path], folder: Path) -> int:
     return len(photos)
 
 
-def enlarge(photos: list[Path], folder: Path, most: int = 160) -> int:
+def enlarge(photos: list[Path], folder: Path, most: int) -> int:
     """Write some photographs enlarged to 4000 x 3000, with noise, so that the files weigh what a camera's weigh."""
     import numpy as np
     from PIL import Image

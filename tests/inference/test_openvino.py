@@ -74,6 +74,49 @@ def test_a_text_query_on_an_image_encoder_is_refused(session):
         session.embed_image_files([])
 
 
+@pytest.fixture
+def minilm(tmp_path, monkeypatch):
+    from embedx.encoders.registry import open_encoder, parse_ref
+    from embedx.inference.openvino import cpu_has_bf16
+
+    if not cpu_has_bf16():
+        pytest.skip("this machine has no bf16")
+    monkeypatch.setenv("EMBEDX_CACHE", str(tmp_path))
+    return open_encoder(parse_ref("minilm"))
+
+
+def in_bf16_and_fp32(encoder):
+    from embedx.inference.openvino import open_openvino
+
+    texts = [f"text number {n} " + "of some length " * (n % 9) for n in range(16)]
+    inputs = encoder.collate(encoder.prepare(texts).items)
+    return [open_openvino(encoder, precision, 2).forward(inputs) for precision in ("bf16", "fp32")]
+
+
+def test_a_text_encoder_is_bf16_throughout_and_faithful(minilm, tmp_path):
+    from embedx.inference.gates import measure_fidelity, passes_gate
+
+    fast, exact = in_bf16_and_fp32(minilm)
+    fidelity = measure_fidelity(fast, exact)
+    assert passes_gate(fidelity, "bf16") and fidelity.raw_min < 1
+    (model,) = tmp_path.glob("openvino/*/model-bf16.xml")
+    weights = [path.with_suffix(".bin").stat().st_size for path in (model, model.with_name("model.xml"))]
+    assert weights[0] < 0.6 * weights[1], "the weights themselves are bf16"
+    # It is what runs: another one in its place shows.
+    for path in (model, model.with_suffix(".bin")):
+        path.write_bytes(path.with_name(path.name.replace("-bf16", "")).read_bytes())
+    assert measure_fidelity(in_bf16_and_fp32(minilm)[0], exact).raw_mean > fidelity.raw_mean
+
+
+def test_where_bf16_throughout_loses_too_much_only_products_are(minilm, tmp_path, monkeypatch):
+    from embedx.inference import openvino
+
+    monkeypatch.setattr(openvino, "BF16_LEAST", 1.1)
+    fast, exact = in_bf16_and_fp32(minilm)
+    assert not list(tmp_path.glob("openvino/*/model-bf16.xml"))
+    assert 0 < np.abs(fast - exact).max() < 0.1
+
+
 def test_an_encoder_that_does_not_convert_runs_on_torch_and_says_why(tmp_path, monkeypatch):
     monkeypatch.setenv("EMBEDX_CACHE", str(tmp_path))
     from embedx.encoders.registry import open_encoder, parse_ref

@@ -63,7 +63,7 @@ def measure_bf16(job: ShardJob, fast: Session, open_at: Callable[[str], Session]
     rows = read_group(job.layout.file("plan.arrow"), 0).slice(0, most)
     sample = rows.column("identity").to_pylist()
     name = fast.embedder.runtime.name
-    key = ["bf16", 2, job.fingerprint, name, version(name), platform.processor(), cpu_quota(), sample]
+    key = ["bf16", 3, job.fingerprint, name, version(name), platform.processor(), cpu_quota(), sample]
     if known := cached_json("gates", key):
         reduced = Fidelity(**known["reduced"]) if known["reduced"] else None
         return Measured(Fidelity(**known["fidelity"]), known["items"], known["jpeg_side"], reduced)
