@@ -31,7 +31,8 @@ from embedx.core.batches import TOKENS_STEP, plan_batches
 from embedx.core.specs import EncoderSpec
 from embedx.corpora.content import ImageReader
 from embedx.encoders.registry import parse_ref
-from embedx.inference.pipeline import MAX_BATCH_ITEMS, TEXT_CHUNK
+from embedx.inference.feed import TEXT_CHUNK
+from embedx.inference.pipeline import MAX_BATCH_ITEMS
 from embedx.steps.encoding import Session, open_encoder_session
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "jobs"))
