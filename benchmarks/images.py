@@ -1,6 +1,6 @@
 """Photographs through image encoders, files to published vectors, against the loop that a user would otherwise write.
 
-    python benchmarks/images.py PHOTOS [--short] [--rounds 5] [--only resnet50 clip mobilenet]
+    python benchmarks/images.py PHOTOS [--short] [--rounds 5] [--only resnet50 clip mobilenet] [--large 160]
 
 PHOTOS is any folder of JPEGs (sub-folders too). The encoders have their true architecture and random weights made here
 from a fixed seed: speed does not depend on the values. Contestants, each a whole process over the same files:

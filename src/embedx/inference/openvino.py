@@ -38,7 +38,6 @@ TOLERATED = 1.25, 0.001
 """By how many times, and by how many seconds a batch, torch must be faster to be preferred: a start without torch is
 seconds shorter, and a race of a few turns on a busy machine is no exact measurement."""
 
-
 FORMAT = 2
 """Of a converted model's folder."""
 
