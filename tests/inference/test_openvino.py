@@ -131,3 +131,38 @@ def test_an_encoder_that_does_not_convert_runs_on_torch_and_says_why(tmp_path, m
     opened = open_runtime(encoder, Execution("fp32", threads=1))
     assert opened.runtime.name == "torch" and "misses the fp32 gate" in opened.note
     monkeypatch.undo()
+
+
+def image_batch(family, name, folder, monkeypatch, arguments=None):
+    import timm
+    import torch
+    import torchvision
+
+    from embedx.core.specs import EncoderSpec
+    from embedx.encoders.registry import open_encoder
+    from embedx.inference.openvino import open_openvino
+
+    monkeypatch.setenv("EMBEDX_CACHE", str(folder / "cache"))
+    arguments = arguments or {}
+    model = timm.create_model(name, **arguments) if family == "timm" else getattr(torchvision.models, name)()
+    torch.save(model.state_dict(), folder / "w.pt")
+    spec = EncoderSpec(family=family, name=name, weights=str(folder / "w.pt"), model_args=arguments)
+    return open_openvino(open_encoder(spec), "fp32", 2).batch_budget("image")
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "images"),
+    [
+        ("timm", "vit_tiny_patch16_224", 8),  # 197 tokens
+        ("timm", "test_convnext", 8),  # its matrix products have thousands of rows each
+        ("torchvision", "squeezenet1_1", 8),
+    ],
+)
+def test_batches_of_image_encoders(family, name, images, tmp_path, monkeypatch):
+    assert image_batch(family, name, tmp_path, monkeypatch) == images
+
+
+def test_batches_of_few_tokens_are_larger(tmp_path, monkeypatch):
+    """CLIP's ViT-B/32 has 50 tokens an image; so has this one."""
+    arguments = {"patch_size": 32, "depth": 1, "embed_dim": 48, "num_heads": 3}
+    assert image_batch("timm", "vit_tiny_patch16_224", tmp_path, monkeypatch, arguments) == 32

@@ -1,12 +1,17 @@
 """Workers that cannot do a run's work are refused before its first shard, by name."""
 
+import os
+import subprocess
 import sys
+import time
+from pathlib import Path
 
+import psutil
 import pytest
 
 from embedx.core.errors import EmbedxError
 from embedx.core.specs import Resources
-from embedx.engine.cluster import Cluster, open_cluster
+from embedx.engine.cluster import Cluster, open_cluster, open_cluster_ahead
 from embedx.steps.flight import check_workers
 from embedx.steps.preflight import survey_worker
 from embedx.steps.shard_job import ShardJob
@@ -88,3 +93,62 @@ def test_no_profiler_that_can_freeze_python_311():
             assert all(client.run(profilers).values()), "somebody else's cluster has one"
         with open_cluster(Resources(cluster=started.scheduler_address)) as theirs:
             assert any(theirs.run_everywhere(profilers).values()) == (sys.version_info >= (3, 12))
+
+
+def worker_processes():
+    return [child for child in psutil.Process().children(recursive=True) if "spawn_main" in " ".join(child.cmdline())]
+
+
+def test_workers_start_while_something_else_is_done():
+    before = len(worker_processes())
+    with open_cluster_ahead(Resources(workers=1), at_once=True) as open_workers:
+        until = time.monotonic() + 60
+        while len(worker_processes()) == before and time.monotonic() < until:
+            time.sleep(0.05)
+        assert len(worker_processes()) > before, "nobody has asked for the cluster yet"
+        cluster = open_workers()
+        (pid,) = cluster.run_everywhere(os.getpid).values()
+    assert not psutil.pid_exists(pid)
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_block_that_ends_early_leaves_no_workers(at_once):
+    before = len(worker_processes())
+    with pytest.raises(ZeroDivisionError), open_cluster_ahead(Resources(workers=1), at_once):
+        assert at_once or len(worker_processes()) == before
+        raise ZeroDivisionError
+    assert len(worker_processes()) == before
+
+
+def scratch(dask_worker):
+    return dask_worker.local_directory
+
+
+def test_workers_that_end_at_once_leave_no_files():
+    with open_cluster(Resources(workers=1)) as cluster:
+        (folder,) = cluster.run_everywhere(scratch).values()
+        assert Path(folder).is_dir()
+    assert not Path(folder).exists() and not Path(f"{folder}.dirlock").exists()
+
+
+def pool():
+    import pyarrow
+
+    return pyarrow.default_memory_pool().backend_name
+
+
+def test_arrow_gives_memory_back_in_our_processes(monkeypatch):
+    monkeypatch.delenv("ARROW_DEFAULT_MEMORY_POOL", raising=False)
+    with open_cluster(Resources(workers=1)) as cluster:
+        assert set(cluster.run_everywhere(pool).values()) == {"system"}
+    script = "import sys, embedx.cli.main as m\ntry: m.main(['inspect', 'nothing'])\nexcept SystemExit: pass\n"
+    script += "import pyarrow; print(pyarrow.default_memory_pool().backend_name)"
+    for environment, wanted in (({}, "system"), ({"ARROW_DEFAULT_MEMORY_POOL": "mimalloc"}, "mimalloc")):
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.strip() == wanted, "what the user says stands"

@@ -24,7 +24,7 @@ from embedx.corpora.storage import shared_storage
 
 PIECE_ROWS = 8_192
 
-PIECE_BYTES = 2**26
+PIECE_BYTES = 2**21
 """A piece ends when its rows have about this many characters: a row may hold a whole book."""
 
 BUFFER_BYTES = 2**20

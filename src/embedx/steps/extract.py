@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ from embedx.core.errors import EmbedxError, StoreError
 from embedx.core.meter import Meter, current_meter, metered
 from embedx.core.reports import Progress, ProgressHook, Report, no_progress
 from embedx.core.specs import ExtractSpec, Resources
-from embedx.engine.cluster import Cluster, open_cluster
+from embedx.engine.cluster import Cluster, open_cluster_ahead
 from embedx.engine.interrupts import Interrupts, draining_on_signals
 from embedx.steps.bottleneck import write_trace
 from embedx.steps.canaries import compare_canaries
@@ -82,6 +82,9 @@ def _extract(specs: Sequence[ExtractSpec], extraction: Extraction) -> tuple[Extr
             stores = [stack.enter_context(writing(spec.out)) for spec in specs]
             # Again, under the lock: another run may have created or changed a store meanwhile.
             opened = open_all(specs, understood[0].corpus.sources)
+            # A new store has work for workers, if only to find that its items are broken.
+            is_new = all(one.store_card is None for one in opened)
+            open_workers = stack.enter_context(open_cluster_ahead(extraction.resources, at_once=is_new))
             try:
                 _plan(extraction, opened, stores)
                 interrupts.check("stopped while planning", "Nothing was begun; run the same command again")
@@ -90,7 +93,7 @@ def _extract(specs: Sequence[ExtractSpec], extraction: Extraction) -> tuple[Extr
                         _discard_unwanted(run.publication)
                 if any(run.has_tasks for run in extraction.runs):
                     _check_space(extraction)
-                    _compute(extraction, interrupts)
+                    _compute(extraction, open_workers, interrupts)
                 _publish(extraction)
             finally:
                 _leave(extraction)
@@ -149,7 +152,7 @@ def _check_space(extraction: Extraction) -> None:
         )
 
 
-def _compute(extraction: Extraction, interrupts: Interrupts) -> None:
+def _compute(extraction: Extraction, open_workers: Callable[[], Cluster], interrupts: Interrupts) -> None:
     """Run the plans' shard tasks; receipts are gathered in the publications."""
     plans = [run.publication.plan for run in extraction.runs]
     reused = sum(plan.adopted_items for plan in plans)
@@ -159,26 +162,25 @@ def _compute(extraction: Extraction, interrupts: Interrupts) -> None:
     state.note = "starting workers"
     extraction.progress(state)
     try:
-        with ExitStack() as stack:
-            with extraction.phases.span("start workers"):
-                cluster = stack.enter_context(open_cluster(extraction.resources))
-                extraction.jobs = make_jobs(extraction, cluster)
-                for job in extraction.jobs:
-                    check_workers(cluster, job)
-            if extraction.shards:
-                state.note = "loading the encoder"
-                extraction.progress(state)
-                with extraction.phases.span("try encoder"):
-                    for store, run in enumerate(extraction.runs):
-                        if run.publication.plan.shard_rows:
-                            _fly(extraction, store, cluster, interrupts)
-            for run in extraction.runs:
-                if run.has_tasks:
-                    mark_begun(run.publication)
-            interrupts.check("stopped before the first shard", RESUME)
-            state.note, state.started = "", time.monotonic()
-            with extraction.phases.span("embed"):
-                run_tasks(extraction, cluster, state, interrupts)
+        with extraction.phases.span("start workers"):
+            cluster = open_workers()
+            extraction.jobs = make_jobs(extraction, cluster)
+            for job in extraction.jobs:
+                check_workers(cluster, job)
+        if extraction.shards:
+            state.note = "loading the encoder"
+            extraction.progress(state)
+            with extraction.phases.span("try encoder"):
+                for store, run in enumerate(extraction.runs):
+                    if run.publication.plan.shard_rows:
+                        _fly(extraction, store, cluster, interrupts)
+        for run in extraction.runs:
+            if run.has_tasks:
+                mark_begun(run.publication)
+        interrupts.check("stopped before the first shard", RESUME)
+        state.note, state.started = "", time.monotonic()
+        with extraction.phases.span("embed"):
+            run_tasks(extraction, cluster, state, interrupts)
     finally:
         extraction.progress(replace(state, note="done"))
     done = sum(len(run.publication.receipts) for run in extraction.runs)

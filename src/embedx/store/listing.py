@@ -18,8 +18,8 @@ from embedx.store.schema import CarriedColumn
 
 BATCH_ROWS = 8_192
 
-BATCH_CHARACTERS = 2**26
-"""Of texts in a batch: far below the 2 GiB that an Arrow string column of one batch may hold."""
+BATCH_CHARACTERS = 2**21
+"""Of texts in a batch: the driver holds a few of them at a time, and what it once held it keeps."""
 
 INLINE = "inline"
 """Locator of an item whose content stands in the listing itself (texts of tables)."""
