@@ -28,16 +28,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from harness import write_results
-from planning import CHILD, run_child, run_measured
+from measured import run_measured
 
 IMAGE_BYTES = 4_000
 
 
 def main() -> None:
     """Write the corpora, measure them."""
-    if CHILD in sys.argv:
-        run_child(sys.argv[sys.argv.index(CHILD) + 1 :])
-        return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tars", type=int, default=1_000)
     parser.add_argument("--members", type=int, default=100)
@@ -111,7 +108,7 @@ import sys
 from embedx.core.places import Access
 from embedx.core.specs import CorpusSpec
 from embedx.corpora.listing import open_corpus
-from planning import anonymous_mb
+from measured import anonymous_mb
 
 access = Access((("endpoint_url", sys.argv[1]), ("key", "k"), ("secret", "s")))
 corpus = open_corpus(CorpusSpec(("s3://pics/p/",), access=access))

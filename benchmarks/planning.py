@@ -9,32 +9,20 @@ plan and publish. The driver's memory is its peak of anonymous pages (pages of m
 from __future__ import annotations
 
 import argparse
-import itertools
-import json
-import os
 import shutil
-import subprocess
 import sys
 import tempfile
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 from harness import write_results
-
-CHILD = "--child"
-MEASURED = "measured="
+from measured import run_measured
 
 
 def main() -> None:
     """Measure every size, then the resume."""
-    if CHILD in sys.argv:
-        run_child(sys.argv[sys.argv.index(CHILD) + 1 :])
-        return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--items", type=int, nargs="*", default=[1_000_000, 10_000_000])
     parser.add_argument("--shards", type=int, default=10_000)
@@ -105,64 +93,6 @@ def embedx(home: Path, *flags: str, env: dict[str, str] | None = None, exit_stat
     sources = [f"p{path.stem}={path}" for path in sorted((home / "corpus").glob("*.parquet"))]
     arguments = [*sources, "--encoder", "stub:4", "--columns", "label", "--out", str(home / "store"), *flags]
     return run_measured(arguments, env, exit_status)
-
-
-def run_measured(arguments: list[str], env: dict[str, str] | None = None, exit_status: int = 0) -> dict:
-    """Run `embedx extract` with some arguments.
-
-    Returns:
-        Its report, seconds, peak_mb (of the driver), workers_peak_mb, tree_peak_mb (of all), cpu_s (of the driver).
-    """
-    command = [sys.executable, __file__, CHILD, "extract", *arguments, "--json"]
-    here = Path(__file__).parent
-    plugins = [str(here / "stub"), str(here.parent / "tests" / "plugins" / "pixels")]
-    paths = os.pathsep.join([*plugins, os.environ.get("PYTHONPATH", "")])
-    started = time.perf_counter()
-    done = subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": paths, **(env or {})}, capture_output=True, text=True, check=False
-    )
-    seconds = time.perf_counter() - started
-    if done.returncode != exit_status:
-        sys.exit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
-    measured = json.loads(done.stderr.rstrip().rsplit(MEASURED, 1)[1])
-    return {"seconds": seconds, "report": json.loads(done.stdout), **measured}
-
-
-def run_child(arguments: list[str]) -> None:
-    """Run the command line in this process and say its peak of anonymous memory, and its workers'."""
-    own, others, tree = 0.0, 0.0, 0.0
-    me = psutil.Process()
-
-    def watch() -> None:
-        nonlocal own, others, tree
-        workers: list[psutil.Process] = []
-        for tick in itertools.count():
-            if tick % 25 == 0:
-                workers = me.children(recursive=True)
-            mine, theirs = anonymous_mb(me.pid), sum(anonymous_mb(worker.pid) for worker in workers)
-            own, others, tree = max(own, mine), max(others, theirs), max(tree, mine + theirs)
-            time.sleep(0.04)
-
-    threading.Thread(target=watch, daemon=True).start()
-    sys.argv[1:] = arguments
-    from embedx.cli.main import main as command_line
-
-    try:
-        command_line()
-    finally:
-        times = me.cpu_times()
-        peaks = {"peak_mb": own, "workers_peak_mb": others, "tree_peak_mb": tree}
-        measured = {**peaks, "cpu_s": times.user + times.system}
-        print(f"{MEASURED}{json.dumps(measured)}", file=sys.stderr)
-
-
-def anonymous_mb(pid: int) -> float:
-    """Return a process's anonymous pages in MB; 0 once it is gone."""
-    try:
-        with open(f"/proc/{pid}/status") as status:
-            return next((int(line.split()[1]) / 1024 for line in status if line.startswith("RssAnon")), 0.0)
-    except OSError:
-        return 0.0
 
 
 if __name__ == "__main__":

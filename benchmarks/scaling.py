@@ -16,7 +16,8 @@ import tempfile
 from pathlib import Path
 
 from harness import read_texts, write_results
-from planning import CHILD, embedx, run_child, run_measured, write_corpus
+from measured import run_measured
+from planning import embedx, write_corpus
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "jobs"))
 import docstrings
@@ -24,9 +25,6 @@ import docstrings
 
 def main() -> None:
     """Measure both."""
-    if CHILD in sys.argv:
-        run_child(sys.argv[sys.argv.index(CHILD) + 1 :])
-        return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--items", type=int, default=2_000)
     parser.add_argument("--shards", type=int, default=2_000)

@@ -7,7 +7,8 @@ import pytest
 
 from tests.conftest import ROOT
 
-SCRIPTS = sorted(path.name for path in (ROOT / "benchmarks").glob("*.py") if path.name != "harness.py")
+SHARED = ("harness.py", "measured.py")
+SCRIPTS = sorted(path.name for path in (ROOT / "benchmarks").glob("*.py") if path.name not in SHARED)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
