@@ -15,6 +15,7 @@ embedx extract publishes a durable store, in fp32 and in bf16.
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import subprocess
 import sys
@@ -135,7 +136,8 @@ def race_case(home: Path, case: str, corpus: Path, count: int, rounds: int) -> l
         ours.run(counted=False)  # converts the model once
         contestants.append(ours)
     race(contestants, rounds, warm_up=0)
-    return table(contestants, count)
+    card = json.loads((home / f"{case}-bf16" / "_embedx" / "encoder.json").read_text())
+    return [*table(contestants, count), "", f"bf16: {card['why_precision']}"]
 
 
 def link(photos: list[Path], folder: Path) -> int:
