@@ -15,7 +15,7 @@ from embedx.engine.cluster import Cluster, open_cluster, open_cluster_ahead
 from embedx.steps.flight import check_workers
 from embedx.steps.preflight import survey_worker
 from embedx.steps.shard_job import ShardJob
-from tests.conftest import SUPPORT
+from tests.conftest import SUPPORT, write_jsonl
 
 
 def job(root):
@@ -152,3 +152,36 @@ def test_arrow_gives_memory_back_in_our_processes(monkeypatch):
             check=True,
         )
         assert done.stdout.strip() == wanted, "what the user says stands"
+
+
+def test_nothing_large_goes_through_the_scheduler(tmp_path, monkeypatch):
+    """Of real shards, as they are pickled: a call says where its rows stand, a receipt where its vectors are."""
+    import pickle
+
+    from distributed import Client
+
+    from embedx import extract
+
+    rows = [
+        {"id": f"a-rather-long-id-of-an-item-{n:08}", "text": f"text {n} " + "of some words " * 40} for n in range(400)
+    ]
+    write_jsonl(tmp_path / "c.jsonl", rows)
+    monkeypatch.setenv("EMBEDX_SHARD_ITEMS", "100")
+    sent: dict[str, int] = {}
+    received: dict[str, int] = {}
+    submit = Client.submit
+
+    def weighing(self, function, *arguments, key=None, **options):
+        sent[str(key)] = len(pickle.dumps((function, arguments)))
+        future = submit(self, function, *arguments, key=key, **options)
+        future.add_done_callback(lambda done: received.update({str(key): len(pickle.dumps(done.result()))}))
+        return future
+
+    monkeypatch.setattr(Client, "submit", weighing)
+    report = extract(str(tmp_path / "c.jsonl"), "minilm", str(tmp_path / "s"), resources=Resources(workers=1))
+    shards = [key for key in sent if key.startswith("extract-")]
+    assert len(shards) == report["shards"]["computed"] == 4
+    for key in shards:
+        assert sent[key] < 2048 and received[key] < 2048, (key, sent[key], received[key])
+    # Once a run: the encoders' specs, and the canaries' vectors.
+    assert max([*sent.values(), *received.values()]) < 2**16

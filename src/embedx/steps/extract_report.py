@@ -58,6 +58,9 @@ def report_store(extraction: Extraction, run: Run) -> Report:
         report["reduced_jpegs"] = counts["reduced"]
     if corpus.kind == "text":
         report |= _text_counts(publication)
+        if not card.direct:
+            tokens = sum_stages(publication.embedded)[1]["cost"]
+            report["tokens_per_s"] = round(tokens / seconds, 1) if seconds else 0.0
     if len(extraction.runs) == 1 and extraction.usage:
         report["usage"] = extraction.usage
     if words := counts.get("words"):
