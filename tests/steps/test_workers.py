@@ -141,7 +141,7 @@ def test_arrow_gives_memory_back_in_our_processes(monkeypatch):
     monkeypatch.delenv("ARROW_DEFAULT_MEMORY_POOL", raising=False)
     with open_cluster(Resources(workers=1)) as cluster:
         assert set(cluster.run_everywhere(pool).values()) == {"system"}
-    script = "import sys, embedx.cli.main as m\ntry: m.main(['inspect', 'nothing'])\nexcept SystemExit: pass\n"
+    script = "import sys, embedx.cli.main as m\ntry: m.main(['extract', 'nothing', '--encoder', 'minilm', '--out', 'nowhere'])\nexcept SystemExit: pass\n"
     script += "import pyarrow; print(pyarrow.default_memory_pool().backend_name)"
     for environment, wanted in (({}, "system"), ({"ARROW_DEFAULT_MEMORY_POOL": "mimalloc"}, "mimalloc")):
         done = subprocess.run(

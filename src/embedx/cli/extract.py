@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +13,7 @@ from embedx.cli import output
 from embedx.cli.extract_summary import forecast_lines, summary_lines
 from embedx.core.errors import UsageError
 from embedx.core.long_texts import parse_long
+from embedx.core.memory import ARROW_POOL
 from embedx.core.places import Access, parse_place, parse_storage_option
 from embedx.core.reports import Report
 from embedx.core.specs import CorpusSpec, EncoderSpec, ExtractSpec, FailureLimit, Resources, parse_share, spread
@@ -186,6 +188,7 @@ def extract(
     as_json: output.AsJson = False,
 ) -> int:
     """Embed a corpus with a frozen encoder; only what is new or changed, resumable at any moment."""
+    os.environ.setdefault(*ARROW_POOL)
     access = Access(tuple(map(parse_storage_option, storage_option or ())), allow_private_networks)
     corpus = CorpusSpec(
         sources=(*(sources or ()), *((f"@{sources_file}",) if sources_file else ())),

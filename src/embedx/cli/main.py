@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 
@@ -10,7 +9,6 @@ import typer
 
 from embedx.cli import output
 from embedx.core.errors import EmbedxError
-from embedx.core.memory import ARROW_POOL
 
 app = typer.Typer(
     name="embedx",
@@ -50,7 +48,6 @@ def register_commands() -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command and exit with its status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    os.environ.setdefault(*ARROW_POOL)
     register_commands()
     try:
         status = app(args=arguments, standalone_mode=False)
