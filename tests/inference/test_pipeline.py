@@ -8,10 +8,8 @@ import pytest
 
 from embedx.core.contracts import Broken, EncoderCard, Forwarded, Prepared
 from embedx.core.meter import Meter, current_meter, metered
-from embedx.inference.clock import Clock
-from embedx.inference.feed import FIRST_WINDOW
 from embedx.inference.gates import measure_fidelity, passes_gate
-from embedx.inference.pipeline import Embedder, embed_together
+from embedx.inference.pipeline import Embedder
 
 
 class FakeEncoder:
@@ -61,9 +59,9 @@ def test_every_item_ends_embedded_or_failed(modality, count):
     embedder.close()
 
 
-@pytest.mark.parametrize(("side", "at_most"), [(4, 3 * 256), (1024, 3 * 16)])
+@pytest.mark.parametrize(("side", "at_most"), [(4, 2 * 256), (1024, 2 * 21)])
 def test_images_held_decoded_are_bounded_in_number_and_in_bytes(side, at_most):
-    """Prepared and not yet forwarded: three windows, of 256 images or of 48 MiB."""
+    """Prepared and not yet forwarded: two windows, of 256 images or of 64 MiB."""
     held, most, lock = 0, 0, threading.Lock()
 
     class Squares(FakeEncoder):
@@ -89,49 +87,6 @@ def test_images_held_decoded_are_bounded_in_number_and_in_bytes(side, at_most):
     embedder.close()
     assert len(result.vectors) == 2000
     assert at_most / 2 < most <= at_most
-
-
-def test_the_runtime_does_not_run_dry_between_windows():
-    """While the last batch of a window is in work, the next window has begun."""
-    next_begun = threading.Event()
-
-    class Slow(FakeRuntime):
-        def forward(self, inputs):
-            if inputs["x"].min() >= FIRST_WINDOW:
-                next_begun.set()
-            elif 0 in inputs["x"]:
-                assert next_begun.wait(30)
-            return super().forward(inputs)
-
-    embedder = Embedder(FakeEncoder("image"), Slow(), 2)
-    items = [n + (n >= 13) for n in range(3 * FIRST_WINDOW)]
-    assert len(embedder.embed(len(items), lambda start, stop: items[start:stop]).vectors) == len(items)
-    embedder.close()
-
-
-def test_encoders_take_turns():
-    """Each of them uses all cores: two at a time would only be in each other's way."""
-    working: set[str] = set()
-
-    class Counting(FakeRuntime):
-        parallel_requests = 1
-
-        def __init__(self, name):
-            self.name = name
-
-        def forward(self, inputs):
-            working.add(self.name)
-            time.sleep(0.002)
-            assert working == {self.name}
-            working.discard(self.name)
-            return super().forward(inputs)
-
-    embedders = [Embedder(FakeEncoder("image"), Counting(name), 2) for name in ("a", "b")]
-    items = [n + (n >= 13) for n in range(100)]
-    results = embed_together(embedders, 100, lambda start, stop: items[start:stop], [Clock(), Clock()])
-    assert [len(result.vectors) for (result,) in results] == [100, 100]
-    for embedder in embedders:
-        embedder.close()
 
 
 def test_an_encoder_of_another_dim_is_an_error():

@@ -17,11 +17,10 @@ IMAGE_CHUNK = 1
 """Items prepared at a time by one thread. One image: decoded, a large photo is a hundred times its cropped square."""
 
 IMAGE_WINDOW = 256
-WINDOW_BYTES = 48 * 2**20
+WINDOW_BYTES = 64 * 2**20
 """Images held prepared at a time, over all ways of preparing: so many, or what weighs so much. 256 squares of 224
-pixels weigh 37 MiB; of 1,024 pixels they would weigh 768. A task holds three windows, one in preparation, one prepared
-and one in work; a worker has two tasks. Texts need no window: tokens are small, and sorting the whole shard by length
-is what saves padding."""
+pixels weigh 37 MiB; of 1,024 pixels they would weigh 768. A task holds two windows, a worker two tasks. Texts need no
+window: tokens are small, and sorting the whole shard by length is what saves padding."""
 
 FIRST_WINDOW = 16
 """Images of the first windows, which tell what one weighs."""
@@ -67,7 +66,7 @@ class Feed:
             start, window = self._joined(*ahead.popleft())
             yield start, window
             size = size if self._is_text else _window_size(window, size)
-            del window  # Three are held, not four.
+            del window  # Two are held, not three.
             if launched < count:
                 ahead.append((launched, self._launch(launched, min(count, launched + size))))
                 launched = min(count, launched + size)

@@ -5,13 +5,11 @@ Several encoders share it: each item is fetched once, and prepared once for all 
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 
@@ -120,15 +118,8 @@ class Embedder:
         """Embed items 0..count-1; failed ones come back as values and cost no other item anything."""
         return embed_together([self], count, fetch, [clock or Clock()])[0][output]
 
-    def launch(self, prepared: Prepared, start: int, clock: Clock, gathered: Sequence[_Gathered]) -> list[Future[None]]:
-        """Begin to run prepared items through the encoder; when all is done, their vectors are gathered.
-
-        Args:
-            prepared: items.
-            start: position of the first of them.
-            clock: counts the time.
-            gathered: what takes the vectors, at their positions after `start`.
-        """
+    def forward_all(self, prepared: Prepared, start: int, clock: Clock, gathered: Sequence[_Gathered]) -> None:
+        """Run prepared items through the encoder and gather their vectors, at their positions after `start`."""
         costs = self.encoder.cost(prepared)
         modality = self.encoder.card.modality
         step = TOKENS_STEP if modality == "text" else 1
@@ -148,8 +139,16 @@ class Embedder:
             for part in gathered:
                 part.put(prepared.positions[batch] + start, result)
 
-        # In the caller's context: a remote encoder counts its requests with the meter of the task it works for.
-        return [self._forwarding.submit(copy_context().run, run, batch) for batch in batches]
+        with clock.stage("wait_forward"):
+            # In the caller's context: a remote encoder counts its requests with the meter of the task it works for.
+            futures = [self._forwarding.submit(copy_context().run, run, batch) for batch in batches]
+            try:
+                for future in futures:
+                    future.result()
+            except BaseException:
+                for future in futures:
+                    future.cancel()
+                raise
 
     def _checked(self, result: np.ndarray | Forwarded, count: int) -> Forwarded:
         forwarded = result if isinstance(result, Forwarded) else Forwarded(result)
@@ -162,36 +161,6 @@ class Embedder:
         """Stop the threads."""
         self.preparing.shutdown(wait=False, cancel_futures=True)
         self._forwarding.shutdown(wait=False, cancel_futures=True)
-
-
-class _Work:
-    """Windows whose batches are in work, in order; leaving with an error cancels what has not begun."""
-
-    def __init__(self) -> None:
-        self._windows: deque[tuple[list[Future[None]], Clock]] = deque()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for futures, _ in self._windows:
-            for future in futures:
-                future.cancel()
-
-    def add(self, futures: list[Future[None]], clock: Clock) -> None:
-        """Take what was launched."""
-        self._windows.append((futures, clock))
-
-    def wait(self, most: int) -> None:
-        """Wait until no more than so many windows are in work; raises what a batch raised."""
-        while len(self._windows) > most:
-            futures, clock = self._windows[0]
-            with clock.stage("wait_forward"):
-                for future in futures:
-                    future.result()
-            self._windows.popleft()
 
 
 def embed_together(
@@ -213,17 +182,12 @@ def embed_together(
     gathered = [[_Gathered(count, output) for output in embedder.outputs] for embedder in embedders]
     encoders = [embedder.encoder for embedder in embedders]
     feed = Feed(encoders, embedders[0].preparing, fetch, clocks)
-    # Of one encoder, a window waits in line while another is in work: else the runtime would run dry between two.
-    most = 1 if len(embedders) == 1 else 0
-    with _Work() as work:
-        for start, prepared in feed.iterate(count):
-            for embedder, clock, own, way in zip(embedders, clocks, gathered, feed.ways):
-                mine = prepared[way]
-                for part in own:
-                    part.failures.update({start + position: broken for position, broken in mine.failures.items()})
-                    part.sums["truncated"] += mine.truncated
-                    part.sums.update(mine.counts)
-                work.add(embedder.launch(mine, start, clock, own), clock)
-                work.wait(most)
-        work.wait(0)
+    for start, prepared in feed.iterate(count):
+        for embedder, clock, own, way in zip(embedders, clocks, gathered, feed.ways):
+            mine = prepared[way]
+            for part in own:
+                part.failures.update({start + position: broken for position, broken in mine.failures.items()})
+                part.sums["truncated"] += mine.truncated
+                part.sums.update(mine.counts)
+            embedder.forward_all(mine, start, clock, own)
     return [[part.result() for part in own] for own in gathered]
