@@ -187,3 +187,17 @@ def test_hostile_state_of_a_dataset(tmp_path):
 
 def test_class_numbers_outside_of_the_names_are_null():
     assert columnar._named(pa.array([0, -1, 5, None, 1]), ["a", "b"]).to_pylist() == ["a", None, None, None, "b"]
+
+
+@pytest.mark.parametrize(("names", "pieces"), [(["id"], 1), (["id", "image.path"], 1), (["id", "text"], 4)])
+def test_only_what_is_read_makes_pieces_small(tmp_path, monkeypatch, names, pieces):
+    """Images beside the ids must not make listing them slow."""
+    monkeypatch.setattr(columnar, "PIECE_BYTES", 300_000)
+    noise = random.Random(0)
+    images = [{"bytes": noise.randbytes(20_000), "path": f"{n}.jpg"} for n in range(100)]
+    texts = [noise.randbytes(5_000).hex() for _ in range(100)]
+    table = pa.table({"id": [str(n) for n in range(100)], "image": images, "text": texts})
+    pq.write_table(table, tmp_path / "a.parquet", use_dictionary=False)
+    opened = columnar.ColumnarFile(str(tmp_path / "a.parquet"), "parquet", NO_ACCESS)
+    found = list(opened.iterate_pieces(names, False))
+    assert sum(len(piece) for piece in found) == 100 and len(found) == pieces

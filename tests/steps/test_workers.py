@@ -141,8 +141,12 @@ def test_arrow_gives_memory_back_in_our_processes(monkeypatch):
     monkeypatch.delenv("ARROW_DEFAULT_MEMORY_POOL", raising=False)
     with open_cluster(Resources(workers=1)) as cluster:
         assert set(cluster.run_everywhere(pool).values()) == {"system"}
-    script = "import sys, embedx.cli.main as m\ntry: m.main(['extract', 'nothing', '--encoder', 'minilm', '--out', 'nowhere'])\nexcept SystemExit: pass\n"
-    script += "import pyarrow; print(pyarrow.default_memory_pool().backend_name)"
+    script = (
+        "import embedx.cli.main as m\n"
+        "try: m.main(['extract', 'nothing', '--encoder', 'minilm', '--out', 'nowhere'])\n"
+        "except SystemExit: pass\n"
+        "import pyarrow; print(pyarrow.default_memory_pool().backend_name)"
+    )
     for environment, wanted in (({}, "system"), ({"ARROW_DEFAULT_MEMORY_POOL": "mimalloc"}, "mimalloc")):
         done = subprocess.run(
             [sys.executable, "-c", script],
@@ -158,7 +162,7 @@ def test_nothing_large_goes_through_the_scheduler(tmp_path, monkeypatch):
     """Of real shards, as they are pickled: a call says where its rows stand, a receipt where its vectors are."""
     import pickle
 
-    from distributed import Client
+    from distributed import Client, Future
 
     from embedx import extract
 
@@ -169,15 +173,19 @@ def test_nothing_large_goes_through_the_scheduler(tmp_path, monkeypatch):
     monkeypatch.setenv("EMBEDX_SHARD_ITEMS", "100")
     sent: dict[str, int] = {}
     received: dict[str, int] = {}
-    submit = Client.submit
+    submit, result = Client.submit, Future.result
 
-    def weighing(self, function, *arguments, key=None, **options):
+    def weigh_call(self, function, *arguments, key=None, **options):
         sent[str(key)] = len(pickle.dumps((function, arguments)))
-        future = submit(self, function, *arguments, key=key, **options)
-        future.add_done_callback(lambda done: received.update({str(key): len(pickle.dumps(done.result()))}))
-        return future
+        return submit(self, function, *arguments, key=key, **options)
 
-    monkeypatch.setattr(Client, "submit", weighing)
+    def weigh_result(self, *arguments, **options):
+        value = result(self, *arguments, **options)
+        received[str(self.key)] = len(pickle.dumps(value))
+        return value
+
+    monkeypatch.setattr(Client, "submit", weigh_call)
+    monkeypatch.setattr(Future, "result", weigh_result)
     report = extract(str(tmp_path / "c.jsonl"), "minilm", str(tmp_path / "s"), resources=Resources(workers=1))
     shards = [key for key in sent if key.startswith("extract-")]
     assert len(shards) == report["shards"]["computed"] == 4

@@ -21,7 +21,7 @@ def summary_lines(report: Report) -> Iterator[str]:
         yield f"{read:,} items ({size}) read once for the {len(report['stores'])} stores of {report['out']}"
     first = report.get("stores", [report])[0]
     if report["encoder_busy_share"] is not None:
-        tokens = f", {first['tokens_per_s']:,.0f} tokens/s" if "tokens_per_s" in first else ""
+        tokens = f", {report['tokens_per_s']:,.0f} tokens/s" if "tokens_per_s" in report else ""
         yield f"{output.format_seconds(report['seconds'])}, {report['items_per_s']:,.0f} items/s{tokens}"
         yield f"bottleneck: {report['bottleneck']}"
     if usage := report.get("usage"):

@@ -145,7 +145,7 @@ class ColumnarFile:
             yield from (nothing.slice(0, min(PIECE_ROWS, count - start)) for start in range(0, count, PIECE_ROWS))
             return
         if self.kind == "parquet":
-            rows = _batch_rows(self.parquet.metadata)
+            rows = _rows_of_a_piece(self.parquet.metadata.row_group(group), names)
             batches = self.parquet.iter_batches(rows, row_groups=[group], columns=list(names))
         else:
             whole = self.arrow.read_batch(group, list(dict.fromkeys(self._stored(name) for name in names)))
@@ -227,10 +227,12 @@ def _values(column: pa.Array, tolerant: bool) -> list[Any]:
         return [value if value is None else value.decode("utf-8", "surrogateescape") for value in raw]
 
 
-def _batch_rows(metadata: pq.FileMetaData) -> int:
-    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    heaviest = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)
-    return max(1, min(PIECE_ROWS, PIECE_BYTES // max(1, heaviest)))
+def _rows_of_a_piece(group: pq.RowGroupMetaData, names: Sequence[str]) -> int:
+    """Return how many rows of some columns weigh `PIECE_BYTES`; what is not read weighs nothing."""
+    chunks = (group.column(place) for place in range(group.num_columns))
+    wanted = tuple(f"{name}." for name in names)
+    size = sum(chunk.total_uncompressed_size for chunk in chunks if f"{chunk.path_in_schema}.".startswith(wanted))
+    return max(1, min(PIECE_ROWS, PIECE_BYTES * group.num_rows // max(1, size)))
 
 
 def _leaf(metadata: pq.FileMetaData, place: int) -> str:

@@ -137,8 +137,7 @@ def open_openvino(encoder: Encoder, precision: str, threads: int) -> OpenVinoRun
 def _image_batch(model: Any) -> int:
     """Return how many images a batch has: a power of two, of a transformer about `TOKEN_BUDGET` tokens.
 
-    A matrix product reads its weights once a batch: 8 images of CLIP ViT-B/32 are 400 tokens, which is too few to hide
-    that (32 images take 10 % less time each; 16 of ViT-S/16 3 % more than 8).
+    A matrix product reads its weights once a batch: 8 images of CLIP ViT-B/32 are 400 tokens, too few to hide that.
     """
     kinds = Counter(op.get_type_name() for op in model.get_ops())
     products = [op.output(0).partial_shape for op in model.get_ops() if op.get_type_name() == "MatMul"]
