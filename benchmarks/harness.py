@@ -80,7 +80,9 @@ def write_results(name: str, title: str, lines: list[str], facts: dict[str, obje
     path = RESULTS / f"{datetime.date.today().isoformat()}-{slug}-{name}{part}.md"
     versions = {package: version(package) for package in ("torch", "sentence-transformers", "openvino", "dask")}
     described = {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "python": platform.python_version(), **versions}
-    head = [f"# {title}", "", f"`python benchmarks/{name}.py`, {datetime.date.today().isoformat()}", ""]
+    # Paths are of this machine only.
+    command = ["python", f"benchmarks/{name}.py", *("PATH" if os.sep in word else word for word in sys.argv[1:])]
+    head = [f"# {title}", "", f"`{' '.join(command)}`, {datetime.date.today().isoformat()}", ""]
     tail = ["", *(f"- {key}: {value}" for key, value in {**described, **facts}.items()), ""]
     path.parent.mkdir(exist_ok=True)
     path.write_text("\n".join([*head, *lines, *tail]))
