@@ -1,6 +1,8 @@
 """Workers that cannot do a run's work are refused before its first shard, by name."""
 
+import logging
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,6 +13,7 @@ import pytest
 
 from embedx.core.errors import EmbedxError
 from embedx.core.specs import Resources
+from embedx.engine import cluster as engine
 from embedx.engine.cluster import Cluster, open_cluster, open_cluster_ahead
 from embedx.steps.flight import check_workers
 from embedx.steps.preflight import survey_worker
@@ -193,3 +196,29 @@ def test_nothing_large_goes_through_the_scheduler(tmp_path, monkeypatch):
         assert sent[key] < 2048 and received[key] < 2048, (key, sent[key], received[key])
     # Once a run: the encoders' specs, and the canaries' vectors.
     assert max([*sent.values(), *received.values()]) < 2**16
+
+
+@pytest.mark.parametrize("end", ["its nanny ends", "Dask gives it up"])
+def test_a_worker_that_nobody_would_start_again_is_started(monkeypatch, end):
+    if end == "Dask gives it up":
+        monkeypatch.setitem(engine.CONFIG, "distributed.deploy.lost-worker-timeout", "1 ms")
+    with open_cluster(Resources(workers=1)) as cluster:
+        (before,) = cluster.run_everywhere(os.getpid).values()
+        local = cluster.client.cluster
+        nanny = local.workers[0]
+        if end == "its nanny ends":
+            local.sync(nanny.close)
+        else:
+            os.kill(before, signal.SIGKILL)
+        until = time.monotonic() + 120
+        while local.workers.get(0) in (nanny, None) and time.monotonic() < until:
+            time.sleep(0.1)
+        assert local.workers.get(0) not in (nanny, None), "nobody watches over a worker"
+        assert cluster.run(os.getpid) != before
+
+
+def test_workers_that_end_at_once_are_no_news():
+    with open_cluster(Resources(workers=1)) as cluster:
+        cluster.run(os.getpid)
+    # Said from the event loop, some time after the cluster is closed and Dask no longer silent.
+    assert not logging.getLogger("distributed.batched").isEnabledFor(logging.INFO)

@@ -14,6 +14,8 @@ from typing import Any
 
 import dask
 from distributed import Client, LocalCluster, WorkerPlugin
+from distributed.core import Status
+from tornado.ioloop import PeriodicCallback
 
 from embedx.core.errors import BusyError, EmbedxError
 from embedx.core.memory import ARROW_POOL
@@ -27,12 +29,17 @@ TASKS_PER_WORKER = 2
 CORES_PER_WORKER = 8
 """Of a local cluster: beyond it one process's Python threads, not its cores, limit decoding."""
 
+KEEP_S = 2.0
+"""Seconds between two looks at whether every worker is watched over."""
+
 CONFIG = {
     # A model's conversion may hold the interpreter for minutes; a worker that does not answer then is not dead.
     "distributed.scheduler.worker-ttl": "15 minutes",
     # A task is blamed for its worker's death at once; how often it is tried again is for the window to say.
     "distributed.scheduler.allowed-failures": 0,
     "distributed.comm.timeouts.connect": "30s",
+    # Whoever starts slowly again, on a busy machine, is not lost; who is, `_kept` notices.
+    "distributed.deploy.lost-worker-timeout": "1 hour",
     # Workers hold vectors, not Dask results: spilling and pausing have nothing to work on and only stall.
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
@@ -146,9 +153,34 @@ def plan_workers(resources: Resources) -> tuple[int, int]:
 
 def _local(resources: Resources) -> Iterator[Cluster]:
     workers, threads = plan_workers(resources)
-    with _start(workers) as cluster, Client(cluster, set_as_default=False) as client:
+    # That our workers end at once looks like an accident to Dask, which says so when nothing silences it any more.
+    logging.getLogger("distributed.batched").setLevel(logging.WARNING)
+    with _start(workers) as cluster, Client(cluster, set_as_default=False) as client, _kept(cluster):
         client.register_plugin(_OwnWorker())
         yield Cluster(client, workers, threads)
+
+
+@contextmanager
+def _kept(cluster: LocalCluster) -> Iterator[None]:
+    """Start anew what watches over a worker process (Dask's nanny) if it ended with it.
+
+    It does where the process is killed before it has quite started again. Then nothing would ever start one, and the
+    run would wait for ever.
+    """
+
+    async def keep() -> None:
+        for name, nanny in list(cluster.workers.items()):
+            if nanny.status in (Status.closed, Status.failed):
+                del cluster.workers[name]
+        if len(cluster.workers) < len(cluster.worker_spec):
+            cluster.scale(len(cluster.worker_spec))
+
+    keeper = PeriodicCallback(keep, KEEP_S * 1000)
+    cluster.loop.add_callback(keeper.start)
+    try:
+        yield
+    finally:
+        cluster.loop.add_callback(keeper.stop)
 
 
 def _start(workers: int, tries: int = 2) -> LocalCluster:
