@@ -7,8 +7,9 @@ numpy and xxhash, and neither Dask nor deltalake nor faiss. Models have their tr
 here. What is measured, each for some seconds after a warm-up:
 
 forward     encoder-only rates in bf16 of CLIP ViT-B/32 and ViT-L/14 (image towers, by timm), ResNet-50, BERT-base at 128
-            tokens; also with torch.compile, to see where it would pay
-images      generated JPEGs in memory -> decoded, embedded, a Parquet shard in memory, with all host cores
+            tokens; also compiled and, texts, packed: and what the runtime itself would choose
+images      generated JPEGs in memory -> decoded, embedded, a Parquet shard in memory, with all host cores and two shards
+            at a time, as a worker has them
 texts       texts of mixed length through MiniLM's architecture to vectors, beside SentenceTransformer.encode (default)
 """
 
@@ -32,9 +33,10 @@ import torch
 
 from embedx.corpora.decode import decode_image
 from embedx.encoders.image_module import PixelsToVectors
+from embedx.encoders.packing import pack_module
 from embedx.encoders.registry import open_encoder, parse_ref
 from embedx.inference.pipeline import Embedder
-from embedx.inference.torch import TorchRuntime, on_device
+from embedx.inference.torch import TorchRuntime, on_device, open_torch
 from embedx.store.schema import store_schema, vector_array
 from embedx.store.shards import Receipt, encode_shard
 
@@ -43,6 +45,10 @@ IMAGE_MODELS = {
     "CLIP ViT-L/14": ("vit_large_patch14_clip_224", 224),
     "ResNet-50": ("resnet50", 224),
 }
+
+
+SHARDS = 2
+"""Shards that a worker computes at a time."""
 
 
 def main() -> None:
@@ -115,21 +121,27 @@ def forward_rates(arguments: argparse.Namespace) -> dict[str, Any]:
     rates: dict[str, Any] = {}
     random = np.random.default_rng(0)
     for name, (model, size) in IMAGE_MODELS.items():
-        module = image_module(model)
-        runtime = on_device(module, "bf16", arguments.device)
+        runtime = on_device(image_module(model), "bf16", arguments.device)
         batch = runtime.batch_budget("image")
         pixels = {"pixels": random.integers(0, 256, (batch, 3, size, size), dtype=np.uint8)}
         rates[name] = {"images_per_s": rate(runtime, pixels, batch, arguments.seconds), "batch": batch}
-        rates[name]["compiled_images_per_s"] = compiled_rate(module, runtime, pixels, batch, arguments)
-        del runtime, module
-    runtime = on_device(Pooled(), "bf16", arguments.device)
+        rates[name] |= compiled_rate(runtime, name, pixels, batch, arguments)
+        del runtime
+    module = Pooled()
+    runtime = on_device(module, "bf16", arguments.device)
     rows = max(1, runtime.batch_budget("text") // 128)
     ids = random.integers(1000, 30000, (rows, 128))
     inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-    rates["BERT-base, 128 tokens"] = {
-        "tokens_per_s": rate(runtime, inputs, rows * 128, arguments.seconds),
-        "batch": rows,
-    }
+    tokens = rows * 128
+    found: dict[str, Any] = {"tokens_per_s": rate(runtime, inputs, tokens, arguments.seconds), "batch": rows}
+    undo = pack_module(module)
+    try:
+        found["packed_tokens_per_s"] = rate(runtime, inputs, tokens, arguments.seconds)
+    except Exception as error:
+        found["packed_tokens_per_s"] = f"{type(error).__name__}: {str(error)[:200]}"
+    assert undo is not None
+    undo()
+    rates["BERT-base, 128 tokens"] = found | compiled_rate(runtime, "bert", inputs, tokens, arguments, full=0)
     return rates
 
 
@@ -148,16 +160,26 @@ def rate(runtime: TorchRuntime, inputs: dict[str, np.ndarray], amount: int, seco
 
 
 def compiled_rate(
-    module: Any, runtime: TorchRuntime, inputs: dict[str, np.ndarray], amount: int, arguments: argparse.Namespace
-) -> float | str:
-    """Return the same with torch.compile, or why there is none."""
+    runtime: TorchRuntime,
+    name: str,
+    inputs: dict[str, np.ndarray],
+    amount: int,
+    arguments: argparse.Namespace,
+    full: int | None = None,
+) -> dict[str, Any]:
+    """Return the same as the runtime does it in a long run: compiled, if it finds that this pays. Changes it."""
     if arguments.device == "cpu":
-        return "not tried on a CPU"
-    try:
-        compiled = TorchRuntime(torch.compile(module), "bf16", arguments.device, channels_last=True)
-        return rate(compiled, inputs, amount, arguments.seconds)
-    except Exception as error:
-        return f"{type(error).__name__}: {str(error)[:200]}"
+        return {"after_a_minute": "not tried on a CPU"}
+    # A key of this moment: what an earlier call found is not believed.
+    runtime.compile_when_it_pays([name, time.time()], runtime.batch_budget("image") if full is None else full, 0)
+    started = time.perf_counter()
+    runtime.forward(inputs)
+    tried = round(time.perf_counter() - started, 1)
+    return {
+        "after_a_minute": rate(runtime, inputs, amount, arguments.seconds),
+        "way": runtime.way,
+        "compile_s": tried,
+    }
 
 
 # -- files to Parquet ---------------------------------------------------------------------------------------
@@ -195,7 +217,8 @@ def image_rates(arguments: argparse.Namespace) -> dict[str, Any]:
 
         embed(min(512, len(files)))
         started = time.perf_counter()
-        size = embed(len(files))
+        with ThreadPoolExecutor(SHARDS) as tasks:
+            size = sum(tasks.map(embed, [len(files) // SHARDS] * SHARDS))
         rates[name] = {"images_per_s": round(len(files) / (time.perf_counter() - started), 1), "shard_bytes": size}
         embedder.close()
     return rates
@@ -242,7 +265,9 @@ def text_rates(arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         make_minilm(Path(folder))
         encoder = open_encoder(parse_ref(f"sentence_transformers:{folder}"))
-        embedder = Embedder(encoder, on_device(encoder.build(), "bf16", arguments.device), len(os.sched_getaffinity(0)))
+        threads = len(os.sched_getaffinity(0))
+        runtime = open_torch(encoder, "bf16", threads, arguments.device)
+        embedder = Embedder(encoder, runtime, threads)
         ours = best_of(lambda: embedder.embed(len(texts), lambda start, stop: texts[start:stop]))
         model = SentenceTransformer(folder, device=arguments.device)
         theirs = best_of(lambda: model.encode(texts))
@@ -252,6 +277,7 @@ def text_rates(arguments: argparse.Namespace) -> dict[str, Any]:
         "sentence_transformers_texts_per_s": round(len(texts) / theirs, 1),
         "ratio": round(theirs / ours, 2),
         "tokens_each": round(tokens / len(texts), 1),
+        "way": runtime.way,
     }
 
 

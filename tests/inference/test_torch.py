@@ -9,7 +9,14 @@ from embedx.core.errors import EncoderError
 from embedx.encoders.image_module import PixelsToVectors
 from embedx.encoders.registry import open_encoder, parse_ref
 from embedx.inference.gates import measure_fidelity, passes_gate
-from embedx.inference.torch import TorchRuntime, open_torch
+from embedx.inference.torch import (
+    TorchRuntime,
+    check_device,
+    device_is_there,
+    on_device,
+    open_torch,
+    pack_where_it_pays,
+)
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
 
@@ -85,3 +92,100 @@ def test_a_batch_that_does_not_fit_is_halved_and_the_size_remembered():
 def test_one_item_that_does_not_fit_is_an_error():
     with pytest.raises(EncoderError, match="one item alone"):
         TorchRuntime(Small(0), "fp32", "cpu").forward(pixels(4))
+
+
+class Stopwatch:
+    """Gives the times that it was told to, in turn."""
+
+    def __init__(self, *seconds):
+        self.seconds = iter(seconds)
+
+    def __call__(self, call):
+        call()
+        return next(self.seconds)
+
+
+@pytest.mark.parametrize(("padded", "packed", "kept"), [(2.0, 1.0, True), (1.0, 2.0, False)])
+def test_texts_are_packed_where_it_pays(monkeypatch, padded, packed, kept):
+    monkeypatch.setattr("embedx.inference.torch.best_of", Stopwatch(padded, packed))
+    encoder = open_encoder(parse_ref("minilm"))
+    module = encoder.build()
+    runtime = on_device(module, "fp32", "cpu")
+    inputs = encoder.collate(encoder.prepare(["a cat", "two dogs in a garden", "what is the time? " * 9]).items)
+    reference = runtime.forward(inputs)
+    pack_where_it_pays(encoder, module, runtime)
+    assert runtime.way == ("torch fp32, packed" if kept else "torch fp32")
+    vectors = runtime.forward(inputs)
+    assert np.array_equal(vectors, reference) != kept
+    assert passes_gate(measure_fidelity(vectors, reference), "fp32")
+
+
+@pytest.mark.parametrize("fault", ["raises", "differs"])
+def test_what_packing_breaks_stays_padded(monkeypatch, fault):
+    monkeypatch.setattr("embedx.inference.torch.best_of", Stopwatch(2.0, 1.0))
+    encoder = open_encoder(parse_ref("minilm"))
+    module = encoder.build()
+    runtime = on_device(module, "fp32", "cpu")
+
+    def attention(module, query, key, value, *_, **__):
+        if fault == "raises":
+            raise NotImplementedError("softcap")
+        return value.transpose(1, 2), None
+
+    monkeypatch.setattr("embedx.encoders.packing._attention", attention)
+    inputs = encoder.collate(encoder.prepare(["a cat", "two dogs in a garden"]).items)
+    reference = runtime.forward(inputs)
+    pack_where_it_pays(encoder, module, runtime)
+    assert not runtime.is_packed
+    assert np.array_equal(runtime.forward(inputs), reference)
+
+
+class Moody(nn.Module):
+    """A module that another device computes wrongly: from the second batch on it gives other vectors."""
+
+    def __init__(self):
+        super().__init__()
+        self.batches = 0
+
+    def forward(self, input_ids, attention_mask):
+        self.batches += 1
+        vectors = torch.nn.functional.one_hot(input_ids[:, 1] % 50, 50).float()
+        return vectors.roll(self.batches - 1, 1)
+
+
+def test_a_device_is_compared_with_the_cpu():
+    encoder = open_encoder(parse_ref("minilm"))
+    check_device(encoder, encoder.build(), "cpu")
+    with pytest.raises(EncoderError, match="other vectors of minilm than the CPU"):
+        check_device(encoder, Moody(), "cpu")
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_a_device_that_is_not_there(device):
+    if device_is_there(device):
+        pytest.skip(f"there is {device}")
+    with pytest.raises(EncoderError, match=f"no {device.upper()} device"):
+        open_torch(open_encoder(parse_ref("minilm")), "fp32", 1, device)
+
+
+def test_memory_of_mps_runs_out_by_another_error():
+    class Apple(Small):
+        def forward(self, pixels):
+            try:
+                return super().forward(pixels)
+            except torch.OutOfMemoryError:
+                raise RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)") from None
+
+    module = Apple(3)
+    expected = pixels(5)["pixels"].astype(np.float32).mean((2, 3))
+    assert np.allclose(TorchRuntime(module, "fp32", "cpu").forward(pixels(5)), expected)
+    assert module.sizes == [5, 2, 1, 2]
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory():
+    class Broken(nn.Module):
+        def forward(self, pixels):
+            raise RuntimeError("shapes do not fit")
+
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        TorchRuntime(Broken(), "fp32", "cpu").forward(pixels(5))

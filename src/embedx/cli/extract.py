@@ -168,7 +168,9 @@ def extract(
     workers: Annotated[
         int | None, option("--workers", help="Local worker processes.", panel="How", envvar="EMBEDX_WORKERS")
     ] = None,
-    device: Annotated[str, option("--device", help="auto, cpu or cuda.", panel="How", envvar="EMBEDX_DEVICE")] = "auto",
+    device: Annotated[
+        str, option("--device", help="auto, cpu, cuda or mps.", panel="How", envvar="EMBEDX_DEVICE")
+    ] = "auto",
     runtime: Annotated[
         str, option("--runtime", help="auto, openvino or torch.", panel="How", envvar="EMBEDX_RUNTIME")
     ] = "auto",

@@ -165,7 +165,8 @@ class Encoder(Protocol):
     as (start, stop) in characters; `--long chunk` needs it.
 
     Any may have `preparation`, a hashable value: of encoders with equal ones, `prepare` and `windows` do the same, so
-    that a run of several calls them once. And `forward_key`, with `build_with`: see `encoders/joining.py`.
+    that a run of several calls them once. And `forward_key`, with `build_with`: see `encoders/joining.py`. And `pack`,
+    which lets a module that it has built compute texts without their padding, and returns what undoes it, or None.
     """
 
     @property
@@ -202,6 +203,10 @@ class Runtime(Protocol):
     precision: str
     parallel_requests: int
     """How many `forward` calls at a time keep the device busy."""
+
+    @property
+    def way(self) -> str:
+        """How it computes, for people: its name, the precision, and what else there is to say."""
 
     def forward(self, inputs: dict[str, np.ndarray]) -> np.ndarray | Forwarded:
         """Run one batch; returns (n, dim) float32, or that and the items which failed. Thread-safe."""

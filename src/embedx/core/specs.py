@@ -255,7 +255,7 @@ class Resources:
     Attributes:
         cluster: `local`, or the address of a running scheduler.
         workers: worker processes of a local cluster; None is one per GPU, or one per eight cores.
-        device: auto, cpu or cuda.
+        device: auto, cpu, cuda or mps.
         runtime: auto, openvino or torch.
         threads: cores to use; None is the real quota.
         max_requests: the most requests to a remote encoder, of all processes together; None has no limit.
@@ -271,7 +271,7 @@ class Resources:
     profile: Path | None = None
 
     def __post_init__(self) -> None:
-        _check_choice("--device", self.device, ("auto", "cpu", "cuda"))
+        _check_choice("--device", self.device, ("auto", "cpu", "cuda", "mps"))
         _check_choice("--runtime", self.runtime, ("auto", "openvino", "torch"))
         if self.cluster != "local" and "://" not in self.cluster:
             raise UsageError(

@@ -148,6 +148,12 @@ class TextEncoder:
         assert self._sharing is not None
         return self._sharing.load(known)
 
+    def pack(self, module: Any) -> Callable[[], None] | None:
+        """Let a module that was built here compute texts packed; returns what undoes it, or None. See `pack_module`."""
+        from embedx.encoders.packing import pack_module
+
+        return pack_module(module)
+
     def canaries(self) -> list[Any]:
         """Return a few fixed texts."""
         return list(CANARIES)

@@ -22,6 +22,11 @@ class DirectRuntime:
         self._function = function
         self.parallel_requests = function.parallel_requests
 
+    @property
+    def way(self) -> str:
+        """How it computes, for people."""
+        return f"{self.name} {self.precision}"
+
     def forward(self, inputs: dict[str, np.ndarray]) -> np.ndarray | Forwarded:
         """Run one batch; returns (n, dim) float32, or that and the items which failed. Thread-safe as the function."""
         return self._function(**inputs)

@@ -10,10 +10,9 @@ import queue
 import shutil
 import tempfile
 import threading
-import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +24,7 @@ from filelock import FileLock
 from embedx.core.contracts import Encoder
 from embedx.core.errors import EncoderError
 from embedx.core.paths import cache_dir, write_json
+from embedx.inference.clock import best_of
 from embedx.inference.gates import measure_fidelity, passes_gate
 
 TOKEN_BUDGET = 1_536
@@ -70,6 +70,11 @@ class OpenVinoRuntime:
         self._free: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for _ in range(requests):
             self._free.put(compiled.create_infer_request())
+
+    @property
+    def way(self) -> str:
+        """How it computes, for people."""
+        return f"{self.name} {self.precision}"
 
     def forward(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
         """Run one batch; returns (n, dim) float32. Thread-safe: calls beyond the requests wait."""
@@ -304,26 +309,12 @@ def _race(encoder: Encoder, module: Any, model: Any, entries: Any, threads: int)
             ours = functools.partial(request.infer, inputs, share_inputs=False)
             try:
                 theirs = functools.partial(on_device(module, precision, "cpu").forward, inputs)
-                result[precision] = {"openvino": _best_of(ours), "torch": _best_of(theirs)}
+                result[precision] = {"openvino": best_of(ours), "torch": best_of(theirs)}
             except (RuntimeError, EncoderError):
                 continue  # what torch cannot do in this precision (an operation without bf16) it does not win
     finally:
         torch.set_num_threads(before)
     return result
-
-
-def _best_of(call: Callable[[], Any], turns: int = 3, most_s: float = 1.0) -> float:
-    """Return the seconds of the fastest turn after a first one that does not count; fewer turns where they are long."""
-    call()
-    best, began = math.inf, time.perf_counter()
-    for _ in range(turns):
-        started = time.perf_counter()
-        call()
-        now = time.perf_counter()
-        best = min(best, now - started)
-        if now - began > most_s:
-            break
-    return best
 
 
 def _check_fidelity(encoder: Encoder, module: Any, model: Any, entries: Any) -> None:

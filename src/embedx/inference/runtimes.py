@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +18,7 @@ class Execution:
     Attributes:
         precision: fp32 or bf16.
         runtime: auto, openvino or torch.
-        device: auto, cpu or cuda.
+        device: auto, cpu, cuda or mps.
         threads: cores to use.
     """
 
@@ -35,7 +37,7 @@ class Opened:
 
 
 def open_runtime(encoder: Encoder, execution: Execution) -> Opened:
-    """Open the runtime that suits: torch on CUDA; on a CPU openvino, or torch where it does not convert.
+    """Open the runtime that suits: torch on CUDA and MPS; on a CPU openvino, or torch where it does not convert.
 
     An encoder that is no module computes by itself, whatever the device.
 
@@ -47,11 +49,9 @@ def open_runtime(encoder: Encoder, execution: Execution) -> Opened:
 
         return Opened(open_direct(encoder, execution.runtime))
     device = _device(execution.device)
-    if device == "cuda":
-        if execution.runtime == "openvino":
-            raise EncoderError("the openvino runtime runs on the CPU only", "Use --runtime torch, or --device cpu")
-        return _open_torch(encoder, execution, device)
-    if execution.runtime == "torch":
+    if device != "cpu" and execution.runtime == "openvino":
+        raise EncoderError("the openvino runtime runs on the CPU only", "Use --runtime torch, or --device cpu")
+    if device != "cpu" or execution.runtime == "torch":
         return _open_torch(encoder, execution, device)
     try:
         from embedx.inference.openvino import open_openvino, torch_is_faster
@@ -75,22 +75,31 @@ def _open_torch(encoder: Encoder, execution: Execution, device: str) -> Opened:
 
 
 def _device(asked: str) -> str:
-    # Asking torch would import it (seconds); without NVIDIA's driver there is nothing to ask.
-    if asked == "auto" and not Path("/proc/driver/nvidia/version").exists():
+    if asked != "auto":
+        return asked
+    # Asking torch would import it (seconds); without NVIDIA's driver or an Apple chip there is nothing to ask.
+    likely = [name for name, found in _TRACES.items() if found()]
+    if not likely:
         return "cpu"
-    if asked == "auto":
-        import torch
+    from embedx.inference.torch import device_is_there
 
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return asked
+    return next((name for name in likely if device_is_there(name)), "cpu")
+
+
+_TRACES: dict[str, Callable[[], bool]] = {
+    "cuda": lambda: Path("/proc/driver/nvidia/version").exists(),
+    "mps": lambda: (platform.system(), platform.machine()) == ("Darwin", "arm64"),
+}
+"""What tells without torch that a device may be there."""
 
 
 def machine_has_bf16(device: str) -> bool:
     """Whether bf16 is computed in hardware here."""
-    if _device(device) == "cuda":
+    if (where := _device(device)) != "cpu":
         import torch
 
-        return bool(torch.cuda.is_bf16_supported())
+        cuda = where == "cuda"
+        return bool(torch.cuda.is_bf16_supported() if cuda else torch.backends.mps.is_macos_or_newer(14, 0))
     from embedx.inference.openvino import cpu_has_bf16
 
     return cpu_has_bf16()

@@ -1,20 +1,38 @@
-"""The torch runtime: CUDA where there is one, any CPU otherwise."""
+"""The torch runtime: CUDA or Apple's MPS where there is one, any CPU otherwise."""
 
 from __future__ import annotations
 
+import functools
 import queue
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from embedx.core.contracts import Encoder
 from embedx.core.errors import EncoderError
+from embedx.inference.clock import best_of
+from embedx.inference.compiling import COMPILE_AFTER_S, CompiledWhenItPays
+from embedx.inference.gates import measure_fidelity, passes_gate
 
-TOKEN_BUDGET = {"cuda": 32_768, "cpu": 2_048}
-IMAGE_BATCH = {"cuda": 256, "cpu": 16}
 
-CUDA_STREAMS = 2
-"""Batches on the way at a time: while one is computed, the next one is copied."""
+@dataclass(frozen=True)
+class Device:
+    """What suits a kind of device.
+
+    Attributes:
+        tokens: padded tokens of the fastest batch of texts.
+        images: of the fastest batch.
+        streams: batches on the way at a time: while one is computed, the next one is copied.
+    """
+
+    tokens: int
+    images: int
+    streams: int
+
+
+DEVICES = {"cuda": Device(32_768, 256, 2), "mps": Device(8_192, 64, 1), "cpu": Device(2_048, 16, 1)}
+"""Those of MPS are a guess between the other two: none was at hand."""
 
 
 class TorchRuntime:
@@ -25,7 +43,7 @@ class TorchRuntime:
     Args:
         module: named tensors -> (n, dim); on the device, in eval mode.
         precision: fp32 or bf16.
-        device: cpu or cuda.
+        device: cpu, cuda or mps.
         autocast: compute in bf16 where torch thinks fit, because the module has no part that could be cast whole.
         channels_last: whether images go in as (n, height, width, channels) in memory.
     """
@@ -36,7 +54,8 @@ class TorchRuntime:
         self, module: Any, precision: str, device: str, autocast: bool = False, channels_last: bool = False
     ) -> None:
         self.precision = precision
-        self.parallel_requests = CUDA_STREAMS if device == "cuda" else 1
+        self.parallel_requests = DEVICES[device].streams
+        self.is_packed = False
         self._module = module
         self._device = device
         self._autocast = autocast
@@ -46,6 +65,12 @@ class TorchRuntime:
             self._streams.put(_new_stream(device))
         self._most_elements: int | None = None
 
+    @property
+    def way(self) -> str:
+        """How it computes, for people."""
+        ways = {"packed": self.is_packed, "compiled": getattr(self._module, "is_compiled", False)}
+        return ", ".join([f"torch {self.precision}", *(way for way, taken in ways.items() if taken)])
+
     def forward(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
         """Run one batch; returns (n, dim) float32. Thread-safe: calls beyond `parallel_requests` wait."""
         stream = self._streams.get()
@@ -53,6 +78,11 @@ class TorchRuntime:
             return self._forward(inputs, stream)
         finally:
             self._streams.put(stream)
+
+    def compile_when_it_pays(self, key: list[Any], full: int, after_s: float = COMPILE_AFTER_S) -> None:
+        """Let the module be compiled while it is in use, see `CompiledWhenItPays`."""
+        key = [*key, self._device, self.precision]
+        self._module = CompiledWhenItPays(self._module, key, full, self.precision, after_s)
 
     def _forward(self, inputs: dict[str, np.ndarray], stream: Any) -> np.ndarray:
         import torch
@@ -64,11 +94,14 @@ class TorchRuntime:
             with torch.inference_mode(), torch.cuda.stream(stream), self._casting():
                 tensors = {name: self._moved(array) for name, array in inputs.items()}
                 return self._module(**tensors).float().cpu().numpy()
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
             if len(first) == 1:
                 raise EncoderError("one item alone does not fit the device's memory", "Use --device cpu") from None
             self._most_elements = min(first.size // 2, self._most_elements or first.size)
-            torch.cuda.empty_cache()
+        if self._device != "cpu":
+            getattr(torch, self._device).empty_cache()
         return self._halves(inputs, stream)
 
     def _moved(self, array: np.ndarray) -> Any:
@@ -77,7 +110,9 @@ class TorchRuntime:
 
         tensor = torch.from_numpy(array)
         if self._device == "cuda":
-            tensor = tensor.pin_memory().to(self._device, non_blocking=True)
+            tensor = tensor.pin_memory()
+        if self._device != "cpu":
+            tensor = tensor.to(self._device, non_blocking=self._device == "cuda")
         if self._channels_last and tensor.ndim == 4:
             tensor = tensor.contiguous(memory_format=torch.channels_last)
         return tensor
@@ -94,28 +129,49 @@ class TorchRuntime:
 
     def batch_budget(self, modality: str) -> int:
         """Return the fastest batch: padded tokens for texts, images for images."""
-        return (TOKEN_BUDGET if modality == "text" else IMAGE_BATCH)[self._device]
+        return DEVICES[self._device].tokens if modality == "text" else DEVICES[self._device].images
 
 
 def open_torch(encoder: Encoder, precision: str, threads: int, device: str) -> TorchRuntime:
     """Build an encoder's module on a device.
 
+    On CUDA texts are computed packed where that is faster and as faithful, and what is not packed is compiled where
+    that pays. On MPS fp32 is compared with the CPU first.
+
     Args:
         encoder: what to run.
         precision: fp32 or bf16.
         threads: cores to use on the CPU.
-        device: cpu or cuda.
+        device: cpu, cuda or mps.
 
     Raises:
-        EncoderError: there is no such device.
+        EncoderError: there is no such device, or it gives other vectors than the CPU.
     """
     import torch
 
-    if device == "cuda" and not torch.cuda.is_available():
-        raise EncoderError("there is no CUDA device (or torch cannot use it)", "Use --device cpu")
+    if not device_is_there(device):
+        raise EncoderError(f"there is no {device.upper()} device (or torch cannot use it)", "Use --device cpu")
     # Explicit, because Dask's nanny sets OMP_NUM_THREADS=1.
     torch.set_num_threads(threads)
-    return on_device(encoder.build(), precision, device)
+    module = encoder.build()
+    if device == "mps":
+        check_device(encoder, module, device)
+    runtime = on_device(module, precision, device)
+    if device == "cuda":
+        if precision == "bf16":  # the packed kernel knows nothing else
+            pack_where_it_pays(encoder, module, runtime)
+        if not runtime.is_packed:
+            full = 0 if encoder.card.modality == "text" else DEVICES[device].images
+            runtime.compile_when_it_pays([encoder.card.fingerprint, torch.cuda.get_device_name()], full)
+    return runtime
+
+
+def device_is_there(device: str) -> bool:
+    """Whether torch can compute on a kind of device."""
+    import torch
+
+    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    return there[device]() if device in there else True
 
 
 def on_device(module: Any, precision: str, device: str) -> TorchRuntime:
@@ -134,8 +190,60 @@ def on_device(module: Any, precision: str, device: str) -> TorchRuntime:
     return TorchRuntime(module, precision, device, autocast, channels_last)
 
 
+def check_device(encoder: Encoder, module: Any, device: str) -> None:
+    """Compare a device with the CPU on the encoder's canaries, in fp32; the module ends up on it.
+
+    Raises:
+        EncoderError: the device computes another function.
+    """
+    inputs = encoder.collate(encoder.prepare(encoder.canaries()).items)
+    reference, vectors = (on_device(module, "fp32", where).forward(inputs) for where in ("cpu", device))
+    fidelity = measure_fidelity(vectors, reference)
+    if not (np.isfinite(vectors).all() and passes_gate(fidelity, "fp32")):
+        raise EncoderError(
+            f"{device.upper()} gives other vectors of {encoder.card.ref} than the CPU ({fidelity.describe()})",
+            "Use --device cpu",
+        )
+
+
+def pack_where_it_pays(encoder: Encoder, module: Any, runtime: TorchRuntime) -> None:
+    """Compute texts without their padding from now on, if the encoder can, vectors stay the same and it is faster.
+
+    Timed on a batch as the pipeline makes them, of texts of nearly one length: what packing saves there is little
+    padding, and a mask.
+
+    Args:
+        encoder: may have `pack`.
+        module: what the runtime runs.
+        runtime: that nobody else uses yet.
+    """
+    if not hasattr(encoder, "pack"):
+        return
+    entries = encoder.prepare(encoder.canaries()).items
+    lengths = sorted(entries, key=len)
+    count = max(2, runtime.batch_budget("text") // len(lengths[-1]))
+    mixed, even = encoder.collate(entries), encoder.collate([lengths[-1]] * (count - 1) + [lengths[-2]])
+    reference, seconds = runtime.forward(mixed), best_of(functools.partial(runtime.forward, even))
+    undo = encoder.pack(module)
+    if undo is None:
+        return
+    try:
+        faithful = passes_gate(measure_fidelity(runtime.forward(mixed), reference), runtime.precision)
+        runtime.is_packed = faithful and best_of(functools.partial(runtime.forward, even)) < seconds
+    except Exception:  # whatever a model's own code says to what it was not made for
+        runtime.is_packed = False
+    if not runtime.is_packed:
+        undo()
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or str(error).startswith("MPS backend out of memory")
+
+
 def _new_stream(device: str) -> Any:
-    """Return a CUDA stream; None, which is no stream and changes nothing, for the CPU."""
+    """Return a CUDA stream; None, which is no stream and changes nothing, for other devices."""
     if device != "cuda":
         return None
     import torch

@@ -99,7 +99,7 @@ def open_encoder_session(
         fingerprint: what the artefact was made with; empty accepts any.
         precision: fp32 or bf16.
         runtime: auto, openvino or torch.
-        device: auto, cpu or cuda.
+        device: auto, cpu, cuda or mps.
 
     Raises:
         FingerprintMismatchError: today's encoder is another one.

@@ -47,7 +47,7 @@ def report_store(extraction: Extraction, run: Run) -> Report:
             "precision": known.precision if known else None,
             "why_precision": known.why_precision if known else "",
             "dim": card.dim,
-            "runtime": next((receipt.runtime for receipt in publication.embedded), None),
+            "runtime": next((receipt.runtime for receipt in reversed(publication.embedded)), None),
             "note": preflight.note if preflight else "",
         },
         "positional_ids": list(corpus.positional),

@@ -83,7 +83,7 @@ def _commit(part: Part, reader: Reader, rows: pa.RecordBatch, embedded: Embedded
             "total": round(time.perf_counter() - began.counter, 3),
         },
         counts={**embedded.result.counts, **embedded.read},
-        runtime=f"{runtime.name} {runtime.precision}",
+        runtime=runtime.way,
         host=f"{socket.gethostname()}:{os.getpid()}",
         started=round(began.epoch, 3),
         parents=rows.num_rows - len(failures) if job.long.has_rows else None,

@@ -148,7 +148,5 @@ def _flown(job: ShardJob, session: Session, precision: str, why: str, jpeg_side:
     if not np.isfinite(vectors).all():
         raise EncoderError(f"{session.card.ref} gives vectors that are not finite", "Use --precision fp32")
     canaries = vectors if job.full_bits else round_mantissa(vectors)
-    runtime = session.embedder.runtime
-    name = f"{runtime.name} {runtime.precision}"
     side = job.jpeg_side if jpeg_side is None else jpeg_side
-    return Preflight(precision, why, canaries.tolist(), name, session.note, side)
+    return Preflight(precision, why, canaries.tolist(), session.embedder.runtime.way, session.note, side)

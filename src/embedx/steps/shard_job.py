@@ -36,7 +36,7 @@ class ShardJob:
         columns: carried columns.
         content_column: the one that repeats the text.
         runtime: auto, openvino or torch.
-        device: auto, cpu or cuda.
+        device: auto, cpu, cuda or mps.
         threads: cores of a worker; 0 is the worker's own quota.
         access: how images outside this machine are reached.
         max_requests: of remote encoders, in the whole run; None has no limit.
