@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from embedx.core.errors import EmbedxError
+from embedx.core.errors import BusyError, EmbedxError
 from embedx.core.specs import Resources
 from embedx.engine import cluster as engine
 from embedx.engine.cluster import Cluster, open_cluster, open_cluster_ahead
@@ -222,3 +222,18 @@ def test_workers_that_end_at_once_are_no_news():
         cluster.run(os.getpid)
     # Said from the event loop, some time after the cluster is closed and Dask no longer silent.
     assert not logging.getLogger("distributed.batched").isEnabledFor(logging.INFO)
+
+
+def test_a_scheduler_that_goes_away():
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None, processes=False) as started:
+        lost = pytest.raises(BusyError, match="connection to the scheduler was lost")
+        with lost, open_cluster(Resources(cluster=started.scheduler_address)) as cluster:
+            started.close()
+            cluster.run_everywhere(os.getpid)
+
+
+def test_an_error_of_the_disk_is_not_taken_for_a_lost_connection():
+    with pytest.raises(OSError, match="No space left"), open_cluster(Resources(workers=1)):
+        raise OSError("No space left on device")

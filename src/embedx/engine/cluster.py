@@ -14,7 +14,7 @@ from typing import Any
 
 import dask
 from distributed import Client, LocalCluster, WorkerPlugin
-from distributed.core import Status
+from distributed.core import CommClosedError, Status
 from tornado.ioloop import PeriodicCallback
 
 from embedx.core.errors import BusyError, EmbedxError
@@ -116,7 +116,7 @@ def open_cluster(resources: Resources) -> Iterator[Cluster]:
     """Start local worker processes, or connect to a scheduler.
 
     Raises:
-        BusyError: the scheduler cannot be reached, or has no workers.
+        BusyError: the scheduler cannot be reached, has no workers, or goes away within the block.
     """
     with dask.config.set(CONFIG):
         if resources.cluster == "local":
@@ -155,7 +155,12 @@ def _local(resources: Resources) -> Iterator[Cluster]:
     workers, threads = plan_workers(resources)
     # That our workers end at once looks like an accident to Dask, which says so when nothing silences it any more.
     logging.getLogger("distributed.batched").setLevel(logging.WARNING)
-    with _start(workers) as cluster, Client(cluster, set_as_default=False) as client, _kept(cluster):
+    with (
+        _start(workers) as cluster,
+        Client(cluster, set_as_default=False) as client,
+        _kept(cluster),
+        _connected(client),
+    ):
         client.register_plugin(_OwnWorker())
         yield Cluster(client, workers, threads)
 
@@ -210,7 +215,7 @@ def _remote(resources: Resources) -> Iterator[Cluster]:
         client = Client(resources.cluster, timeout="10s", set_as_default=False)
     except (OSError, ValueError) as error:
         raise BusyError(f"scheduler {resources.cluster} cannot be reached ({error})", remedy) from error
-    with client:
+    with client, _connected(client):
         try:
             client.wait_for_workers(1, timeout=30)
         except TimeoutError:
@@ -220,3 +225,14 @@ def _remote(resources: Resources) -> Iterator[Cluster]:
         client.register_plugin(_Worker())
         described = client.scheduler_info(n_workers=-1)["workers"]
         yield Cluster(client, len(described), resources.threads or 0)
+
+
+@contextmanager
+def _connected(client: Client) -> Iterator[None]:
+    """Say a lost connection as such: Dask's calls raise one OSError or another, which might also be a full disk's."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, CommClosedError) or client.status != "running":
+            raise BusyError("the connection to the scheduler was lost", "The same command resumes") from error
+        raise
