@@ -10,7 +10,6 @@ from PIL import Image
 from embedx.api import open_store
 from embedx.corpora.decode import decode_image
 from embedx.inference.gates import measure_fidelity, passes_gate
-from embedx.inference.openvino import cpu_has_bf16
 
 
 def photograph(number, size):
@@ -55,7 +54,6 @@ def test_orientation_and_other_formats_are_as_ever():
     assert decode_image(png.getvalue(), "x", 300).size == (1600, 1200)
 
 
-@pytest.mark.skipif(not cpu_has_bf16(), reason="this CPU has no bf16, and fp32 never reduces")
 def test_a_bf16_store_of_large_jpegs(embedx, tmp_path, shared):
     folder = tmp_path / "photos"
     folder.mkdir()

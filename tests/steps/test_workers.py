@@ -217,6 +217,17 @@ def test_a_worker_that_nobody_would_start_again_is_started(monkeypatch, end):
         assert cluster.run(os.getpid) != before
 
 
+def blocks():
+    from PIL import Image
+
+    return Image.core.get_block_size(), Image.core.get_blocks_max()
+
+
+def test_memory_of_images_is_used_again_in_workers():
+    with open_cluster(Resources(workers=1)) as cluster:
+        assert set(cluster.run_everywhere(blocks).values()) == {(512 * 2**20, 8)}
+
+
 def test_workers_that_end_at_once_are_no_news():
     with open_cluster(Resources(workers=1)) as cluster:
         cluster.run(os.getpid)

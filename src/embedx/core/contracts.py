@@ -166,7 +166,8 @@ class Encoder(Protocol):
 
     Any may have `preparation`, a hashable value: of encoders with equal ones, `prepare` and `windows` do the same, so
     that a run of several calls them once. And `forward_key`, with `build_with`: see `encoders/joining.py`. And `pack`,
-    which lets a module that it has built compute texts without their padding, and returns what undoes it, or None.
+    which lets a module that it has built compute texts without their padding, and returns what undoes it, or None. And
+    `resizing`, of one of images: see `encoders/resizing.py`.
     """
 
     @property

@@ -55,6 +55,8 @@ class JoinedEncoder:
             parameters=max(card.parameters for card in cards),
             input=first.input,
         )
+        if resizing := getattr(encoders[0], "resizing", None):
+            resizing.forbid()
         self.prepare = encoders[0].prepare
         self.cost = encoders[0].cost
         self.collate = encoders[0].collate

@@ -14,6 +14,7 @@ from embedx.core.contracts import Broken, EncoderCard, Prepared
 from embedx.core.errors import UsageError
 from embedx.core.specs import EncoderSpec, PreprocessSpec
 from embedx.encoders.cards import KnownCard, open_card
+from embedx.encoders.resizing import Resizing
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -26,6 +27,9 @@ POOLINGS = ("avg", "max", "avgmax", "gem", "flatten", "cls")
 _SYNONYMS = {"mean": "avg", "token": "cls"}
 
 _MAX_RESIZED_PIXELS = 2**25
+
+Resize = Callable[["Image", tuple[int, int], str], "Image"]
+"""An image, (width, height) and one of `INTERPOLATIONS` -> the image in that size."""
 
 
 @dataclass(frozen=True)
@@ -119,15 +123,21 @@ class ImageTransform:
         )
         return left, top, left + crop_width, top + crop_height
 
-    def apply(self, image: Image) -> np.ndarray:
-        """Return (3, height, width) uint8 of an RGB image. Normalisation is left to the built module."""
+    def apply(self, image: Image, resize: Resize | None = None) -> np.ndarray:
+        """Return (3, height, width) uint8 of an RGB image. Normalisation is left to the built module.
+
+        Args:
+            image: upright.
+            resize: does it, but for ribbons; None is Pillow.
+        """
         from PIL.Image import Resampling
 
         method = Resampling[self.interpolation.upper()]
         size = self.resized_size(*image.size)
         left, top, right, bottom = self.crop_box(*size)
         if size[0] * size[1] <= _MAX_RESIZED_PIXELS:
-            cropped = image.resize(size, method).crop((left, top, right, bottom))
+            resized = resize(image, size, self.interpolation) if resize else image.resize(size, method)
+            cropped = resized.crop((left, top, right, bottom))
         else:
             # A ribbon: 1 x 16,000 pixels would become 256 x 4 million. Compute the crop's window only. Not
             # always, because Pillow takes its place in float32 and may swap its two passes: a grey level or so.
@@ -204,6 +214,7 @@ class ImageEncoder:
         self._load = load
         self._sharing = sharing
         self.transform = ImageTransform.from_dict(card.identity["preprocessing"])
+        self.resizing = Resizing(self.transform, card.fingerprint)
 
     @property
     def card(self) -> EncoderCard:
@@ -223,6 +234,7 @@ class ImageEncoder:
         """
         arrays: list[np.ndarray] = []
         positions: list[int] = []
+        resized_by_torch = 0
         failures: dict[int, Broken] = {}
         for position, item in enumerate(items):
             if isinstance(item, Broken):
@@ -232,11 +244,14 @@ class ImageEncoder:
                 failures[position] = Broken("prepare", "ValueError", f"an RGB image was expected, not {what}")
             else:
                 try:
-                    arrays.append(self.transform.apply(item))
+                    array, by_torch = self.resizing.apply(item)
+                    arrays.append(array)
                     positions.append(position)
+                    resized_by_torch += by_torch
                 except Exception as error:
                     failures[position] = Broken.from_exception("prepare", error, isinstance(error, MemoryError))
-        return Prepared(arrays, np.array(positions, dtype=np.int64), failures)
+        counts = {"resized_by_torch": resized_by_torch} if resized_by_torch else {}
+        return Prepared(arrays, np.array(positions, dtype=np.int64), failures, counts=counts)
 
     def cost(self, prepared: Prepared) -> np.ndarray:
         """Return (m,) int64 ones: every image costs the same."""

@@ -18,7 +18,7 @@ from distributed.core import CommClosedError, Status
 from tornado.ioloop import PeriodicCallback
 
 from embedx.core.errors import BusyError, EmbedxError
-from embedx.core.memory import ARROW_POOL
+from embedx.core.memory import ARROW_POOL, PILLOW_BLOCKS
 from embedx.core.specs import Resources
 from embedx.core.threads import cpu_quota, memory_quota_bytes
 from embedx.engine.interrupts import ignore_in_worker, signals_blocked
@@ -46,7 +46,7 @@ CONFIG = {
     "distributed.worker.memory.pause": False,
     "distributed.worker.memory.terminate": 0.95,
     # Of our own workers.
-    f"distributed.nanny.pre-spawn-environ.{ARROW_POOL[0]}": ARROW_POOL[1],
+    **{f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in (ARROW_POOL, *PILLOW_BLOCKS.items())},
     # See _Worker; and nobody looks at it.
     "distributed.worker.profile.enabled": False,
 }

@@ -17,6 +17,7 @@ from embedx.core.batches import TOKENS_STEP, plan_batches, round_up
 from embedx.core.contracts import Broken, Encoder, EncoderCard, Forwarded, Prepared, Runtime
 from embedx.inference.clock import Clock
 from embedx.inference.feed import Feed, Fetch
+from embedx.inference.gates import measure_fidelity, passes_gate
 
 MAX_BATCH_ITEMS = 512
 
@@ -113,6 +114,8 @@ class Embedder:
         self.outputs = plan_outputs(cards or [encoder.card])
         self.preparing = ThreadPoolExecutor(prepare_threads, thread_name_prefix="embedx-prepare")
         self._forwarding = ThreadPoolExecutor(runtime.parallel_requests, thread_name_prefix="embedx-forward")
+        if resizing := getattr(encoder, "resizing", None):
+            resizing.ask(self._resizes_alike, runtime.precision)
 
     def embed(self, count: int, fetch: Fetch, clock: Clock | None = None, output: int = 0) -> Embedded:
         """Embed items 0..count-1; failed ones come back as values and cost no other item anything."""
@@ -150,6 +153,18 @@ class Embedder:
                     future.cancel()
                 raise
 
+    def _resizes_alike(self, plain: Sequence[np.ndarray], fast: Sequence[np.ndarray]) -> bool:
+        """Whether vectors are the same of images resized in two ways, prepared as (3, height, width) uint8 each.
+
+        They must keep the gate in fp32; in bf16 a tenth of what the gate lets them lose, for the rest is bf16's.
+        """
+        forwards = [self.runtime.forward(self.encoder.collate(images)) for images in (plain, fast)]
+        reference, vectors = (self._checked(forward, len(plain)).vectors for forward in forwards)
+        fidelity = measure_fidelity(vectors, reference)
+        if self.runtime.precision == "fp32":
+            return passes_gate(fidelity, "fp32")
+        return min(fidelity.raw_min, fidelity.centred_min) >= 0.9999
+
     def _checked(self, result: np.ndarray | Forwarded, count: int) -> Forwarded:
         forwarded = result if isinstance(result, Forwarded) else Forwarded(result)
         wanted = (count, self.outputs[-1].columns.stop)
@@ -181,6 +196,9 @@ def embed_together(
     """
     gathered = [[_Gathered(count, output) for output in embedder.outputs] for embedder in embedders]
     encoders = [embedder.encoder for embedder in embedders]
+    for encoder in encoders if len(encoders) > 1 else ():
+        if resizing := getattr(encoder, "resizing", None):
+            resizing.forbid()
     feed = Feed(encoders, embedders[0].preparing, fetch, clocks)
     for start, prepared in feed.iterate(count):
         for embedder, clock, own, way in zip(embedders, clocks, gathered, feed.ways):

@@ -56,6 +56,8 @@ def report_store(extraction: Extraction, run: Run) -> Report:
         report["padding_share"] = round(1 - counts["cost"] / counts["padded_cost"], 4)
     if counts.get("reduced"):
         report["reduced_jpegs"] = counts["reduced"]
+    if counts.get("resized_by_torch"):
+        report["resized_by_torch"] = counts["resized_by_torch"]
     if corpus.kind == "text":
         report |= _text_counts(publication)
         if not card.direct:

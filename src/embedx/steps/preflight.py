@@ -16,7 +16,7 @@ from embedx.inference.gates import passes_gate
 from embedx.inference.runtimes import machine_has_bf16
 from embedx.steps.encoding import Session, close_passes, close_session, share_forward, shared_sessions
 from embedx.steps.shard_job import ShardJob
-from embedx.steps.trial import measure_bf16
+from embedx.steps.trial import measure_fast_ways
 from embedx.store.schema import round_mantissa
 
 SAMPLE_ITEMS = 64
@@ -130,11 +130,16 @@ def _try(job: ShardJob, asked: str, open_at: Callable[[str], Session], sample: i
     if open_encoder(EncoderSpec.from_dict(job.encoder)).card.direct:
         return _flown(job, open_at("fp32"), "fp32", "it computes in float32 by itself")
     if not machine_has_bf16(job.device):
-        if asked == "bf16":
-            return _flown(job, open_at("fp32"), "bf16", "as asked; computed in fp32, this machine has no bf16")
-        return _flown(job, open_at("fp32"), "fp32", "this machine has no bf16")
+        exact = open_at("fp32")
+        if asked == "auto":
+            return _flown(job, exact, "fp32", "this machine has no bf16")
+        why, side = "as asked; computed in fp32, this machine has no bf16", None
+        if job.kind == "image":
+            measured = measure_fast_ways(job, exact, open_at, sample)
+            why, side = f"{why}; {measured.describe()}" if measured.reduced else why, measured.jpeg_side
+        return _flown(job, exact, "bf16", why, side)
     fast = open_at("bf16")
-    measured = measure_bf16(job, fast, open_at, sample)
+    measured = measure_fast_ways(job, fast, open_at, sample)
     if asked == "auto" and not passes_gate(measured.fidelity, "bf16"):
         close_session(fast)
         return _flown(job, open_at("fp32"), "fp32", f"bf16 misses its gate {measured.describe()}")

@@ -51,26 +51,28 @@ class Measured:
         return f"{said}; with JPEGs reduced to {self.jpeg_side} pixels or more, {self.reduced.describe()}"
 
 
-def measure_bf16(job: ShardJob, fast: Session, open_at: Callable[[str], Session], most: int) -> Measured:
-    """Compare bf16 with fp32 on the first items; remembered, for the same items give the same answer here.
+def measure_fast_ways(job: ShardJob, fast: Session, open_at: Callable[[str], Session], most: int) -> Measured:
+    """Compare the fast ways with fp32 on the first items; remembered, for the same items give the same answer here.
 
     Args:
         job: with the run's plan written.
-        fast: the encoder in bf16.
+        fast: the encoder in bf16; or in fp32, in a bf16 store of a machine without it: then JPEGs alone are reduced.
         open_at: opens it at a precision.
         most: items of the sample; 0 measures on the encoder's own canaries.
     """
     rows = read_group(job.layout.file("plan.arrow"), 0).slice(0, most)
     sample = rows.column("identity").to_pylist()
-    name = fast.embedder.runtime.name
-    key = ["bf16", 3, job.fingerprint, name, version(name), platform.processor(), cpu_quota(), sample]
+    runtime = fast.embedder.runtime
+    machine = [platform.processor(), cpu_quota()]
+    key = [runtime.precision, 4, job.fingerprint, runtime.name, version(runtime.name), *machine, sample]
     if known := cached_json("gates", key):
         reduced = Fidelity(**known["reduced"]) if known["reduced"] else None
         return Measured(Fidelity(**known["fidelity"]), known["items"], known["jpeg_side"], reduced)
     exact = open_at("fp32")
     job = replace(job, long=TRUNCATED)  # Two precisions differ on windows as on whole texts, and one may be a book.
-    vectors = embed_rows(Reader(job, fast), rows).result.vectors
     reference = embed_rows(Reader(job, exact), rows).result.vectors
+    is_exact = exact.embedder is fast.embedder
+    vectors = reference if is_exact else embed_rows(Reader(job, fast), rows).result.vectors
     if len(reference) == 0 or len(vectors) != len(reference):
         measured = Measured(measure_fidelity(fast.canary_vectors(), exact.canary_vectors()), len(reference))
     else:
@@ -78,7 +80,7 @@ def measure_bf16(job: ShardJob, fast: Session, open_at: Callable[[str], Session]
         if job.kind == "image" and passes_gate(measured.fidelity, "bf16"):
             measured = _try_reducing(job, fast, rows, reference, measured)
     remember_json("gates", key, asdict(measured))
-    if passes_gate(measured.fidelity, "bf16"):
+    if passes_gate(measured.fidelity, "bf16") and not is_exact:
         close_session(exact)
     return measured
 
