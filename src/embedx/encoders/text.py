@@ -121,15 +121,14 @@ class TextEncoder:
 
     def collate(self, entries: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         """Pad token ids to the batch's longest text or up to 7 more: input_ids, attention_mask (n, tokens) int64."""
-        longest = max(len(entry) for entry in entries)
+        lengths = np.fromiter(map(len, entries), dtype=np.int64, count=len(entries))
+        longest = int(lengths.max())
         # Where the encoder says how much it reads; beyond that it may have no positions.
         width = max(longest, min(round_up(longest, TOKENS_STEP), self.card.input.get("max_tokens") or longest))
         ids = np.full((len(entries), width), self._pad_id, dtype=np.int64)
-        mask = np.zeros((len(entries), width), dtype=np.int64)
-        for row, entry in enumerate(entries):
-            ids[row, : len(entry)] = entry
-            mask[row, : len(entry)] = 1
-        return {"input_ids": ids, "attention_mask": mask}
+        is_token = np.arange(width) < lengths[:, None]
+        ids[is_token] = np.concatenate(entries)
+        return {"input_ids": ids, "attention_mask": is_token.astype(np.int64)}
 
     def build(self) -> Any:
         """Return the torch module, (input_ids, attention_mask) -> (n, dim) float32."""
