@@ -135,13 +135,13 @@ def forward_rates(arguments: argparse.Namespace) -> dict[str, Any]:
     tokens = rows * 128
     found: dict[str, Any] = {"tokens_per_s": rate(runtime, inputs, tokens, arguments.seconds), "batch": rows}
     undo = pack_module(module)
+    assert undo is not None
     try:
         found["packed_tokens_per_s"] = rate(runtime, inputs, tokens, arguments.seconds)
     except Exception as error:
         found["packed_tokens_per_s"] = f"{type(error).__name__}: {str(error)[:200]}"
-    assert undo is not None
     undo()
-    rates["BERT-base, 128 tokens"] = found | compiled_rate(runtime, "bert", inputs, tokens, arguments, full=0)
+    rates["BERT-base, 128 tokens"] = found | compiled_rate(runtime, "bert", inputs, tokens, arguments)
     return rates
 
 
@@ -165,13 +165,12 @@ def compiled_rate(
     inputs: dict[str, np.ndarray],
     amount: int,
     arguments: argparse.Namespace,
-    full: int | None = None,
 ) -> dict[str, Any]:
     """Return the same as the runtime does it in a long run: compiled, if it finds that this pays. Changes it."""
     if arguments.device == "cpu":
         return {"after_a_minute": "not tried on a CPU"}
     # A key of this moment: what an earlier call found is not believed.
-    runtime.compile_when_it_pays([name, time.time()], runtime.batch_budget("image") if full is None else full, 0)
+    runtime.compile_when_it_pays([name, time.time()], "pixels" not in inputs, after_s=0)
     started = time.perf_counter()
     runtime.forward(inputs)
     tried = round(time.perf_counter() - started, 1)

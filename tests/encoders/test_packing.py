@@ -99,3 +99,12 @@ def test_what_packed_attention_cannot_do_is_said():
     with torch.inference_mode(), pytest.raises(NotImplementedError, match="softcap"):
         module(*batch())
     undo()
+
+
+def test_windows_that_a_model_says_by_its_masks_alone(monkeypatch):
+    plain = packing._attention
+    monkeypatch.setattr(packing, "_attention", lambda *a, sliding_window=None, **k: plain(*a, **k))
+    module = TextVectors(model_of(PACKABLE["mistral"]()), (), "mean")
+    pack_module(module)
+    with torch.inference_mode(), pytest.raises(NotImplementedError, match="by its masks alone"):
+        module(*batch())

@@ -1,11 +1,12 @@
 """Large images resized by torch: only where an encoder has said that its vectors stay, and never by default."""
 
+import itertools
+import json
 import types
 
 import numpy as np
 import pytest
 from PIL import Image
-from tests.photos import write_folder
 
 from embedx.encoders import resizing
 from embedx.encoders.resizing import PAIRS, Resizing, torch_resize
@@ -38,61 +39,116 @@ def test_torch_is_a_grey_level_off_at_most(interpolation, size):
     assert (plain != fast).mean() < 0.01
 
 
-def asked(answer):
-    """A resizing whose judge gives one answer, and what the judge was given."""
+IMAGE = photograph()
+
+
+def asked(answer, precision="fp32", one=None):
+    """A resizing with a judge who gives one answer, and what the judge was given."""
     seen = []
 
     def judge(plain, fast):
         seen.append((plain, fast))
+        if isinstance(answer, Exception):
+            raise answer
         return answer
 
-    one = Resizing(transform(), "fingerprint")
-    one.ask(judge, "fp32")
+    one = one or Resizing(transform(), "fingerprint")
+    one.ask(precision, judge)
     return one, seen
 
 
-def test_after_a_sample_that_stays_the_same(cache):
+def by_torch(one, count, image=IMAGE):
+    return [one.apply(image)[1] for _ in range(count)]
+
+
+@pytest.fixture
+def torch_is_faster(cache, monkeypatch):
+    # Pillow's turn takes two seconds, torch's one.
+    total, steps = [0.0], itertools.cycle([0, 2, 0, 1])
+
+    def tick():
+        total[0] += next(steps)
+        return total[0]
+
+    monkeypatch.setattr(resizing, "time", types.SimpleNamespace(perf_counter=tick))
+
+
+@pytest.mark.usefixtures("torch_is_faster")
+def test_after_a_sample_that_stays_the_same():
     one, seen = asked(True)
-    image = photograph()
-    assert [one.apply(image)[1] for _ in range(PAIRS + 2)] == [False] * PAIRS + [True] * 2
+    assert by_torch(one, PAIRS + 2) == [False] * PAIRS + [True] * 2
     ((plain, fast),) = seen
     assert len(plain) == len(fast) == PAIRS
-    assert np.array_equal(plain[0], transform().apply(image))
-    assert np.array_equal(fast[0], transform().apply(image, torch_resize))
-    assert np.array_equal(one.apply(image)[0], fast[0])
+    assert np.array_equal(plain[0], transform().apply(IMAGE))
+    assert np.array_equal(fast[0], transform().apply(IMAGE, torch_resize))
+    assert np.array_equal(one.apply(IMAGE)[0], fast[0])
     other, seen = asked(False)
-    assert [other.apply(image)[1] for _ in range(2)] == [False, True], "another process knows the answer"
+    assert by_torch(other, 2) == [False, True], "another process knows the answer"
     assert not seen
 
 
-def test_after_a_sample_that_does_not(cache):
+@pytest.mark.usefixtures("torch_is_faster")
+def test_after_a_sample_that_does_not():
     one, seen = asked(False)
-    assert not any(one.apply(photograph())[1] for _ in range(PAIRS + 5))
+    assert not any(by_torch(one, PAIRS + 5))
     assert len(seen) == 1
     other, seen = asked(True)
-    assert not any(other.apply(photograph())[1] for _ in range(PAIRS + 5))
+    assert not any(by_torch(other, PAIRS + 5))
     assert not seen
 
 
-def test_small_images_and_other_filters_are_pillow_s(cache):
+def test_torch_that_is_slower_is_not_used(cache, monkeypatch):
+    total, steps = [0.0], itertools.cycle([0, 1, 0, 2])
+
+    def tick():
+        total[0] += next(steps)
+        return total[0]
+
+    monkeypatch.setattr(resizing, "time", types.SimpleNamespace(perf_counter=tick))
+    one, seen = asked(True)
+    assert not any(by_torch(one, PAIRS + 5))
+    assert len(seen) == 1
+
+
+@pytest.mark.usefixtures("torch_is_faster")
+def test_a_judge_that_fails_costs_no_image_and_is_not_believed_for_ever():
+    one, seen = asked(RuntimeError("no memory left"))
+    assert not any(by_torch(one, 2 * PAIRS))
+    assert len(seen) == 1
+    other, _ = asked(True)
+    assert any(by_torch(other, PAIRS + 2))
+
+
+@pytest.mark.usefixtures("torch_is_faster")
+def test_each_precision_has_a_say():
+    one, _ = asked(True, "bf16")
+    assert any(by_torch(one, PAIRS + 2))
+    one, seen = asked(False, "fp32", one)
+    assert not any(by_torch(one, PAIRS + 2)), "what holds for bf16 does not hold for fp32"
+    assert len(seen) == 1
+    one.withdraw("fp32", one._judges["fp32"])
+    assert any(by_torch(one, 1))
+    one.forbid()
+    assert not any(by_torch(one, 1))
+
+
+@pytest.mark.usefixtures("torch_is_faster")
+def test_small_images_and_other_filters_are_pillow_s():
     one, _ = asked(True)
-    one.by_torch = True
-    assert one.apply(photograph())[1]
-    assert not one.apply(photograph(0, (1600, 1200)))[1]
-    lanczos = Resizing(transform("lanczos"), "fingerprint")
-    lanczos.ask(lambda *_: True, "fp32")
-    lanczos.by_torch = True
-    assert not lanczos.apply(photograph())[1]
+    assert any(by_torch(one, PAIRS + 2))
+    assert not any(by_torch(one, 1, photograph(0, (1600, 1200))))
+    lanczos, seen = asked(True, one=Resizing(transform("lanczos"), "fingerprint"))
+    assert not any(by_torch(lanczos, PAIRS + 2)) and not seen
 
 
-def test_an_image_in_several_blocks_is_pillow_s(cache):
+@pytest.mark.usefixtures("torch_is_faster")
+def test_an_image_in_several_blocks_is_pillow_s():
     one, seen = asked(True)
     image = photograph(0, (2600, 1900))  # 20 MB; Pillow's blocks have 16 where nobody asked for larger ones
-    assert not any(one.apply(image)[1] for _ in range(PAIRS + 2))
-    assert not seen
-    one.by_torch = True
-    array, by_torch = one.apply(image)
-    assert not by_torch
+    assert not any(by_torch(one, 2 * PAIRS, image)) and not seen
+    assert any(by_torch(one, PAIRS + 2))
+    array, fast = one.apply(image)
+    assert not fast
     assert np.array_equal(array, transform().apply(image))
 
 
@@ -100,10 +156,11 @@ def test_torch_is_not_loaded_for_a_few_images(cache, monkeypatch):
     monkeypatch.setattr(resizing, "sys", types.SimpleNamespace(modules={}))
     one, seen = asked(True)
     monkeypatch.setattr(resizing, "IMPORT_S", 1e9)
-    assert not any(one.apply(photograph())[1] for _ in range(PAIRS + 2))
+    by_torch(one, PAIRS + 2)
     assert not seen
     monkeypatch.setattr(resizing, "IMPORT_S", 0.0)
-    assert any(one.apply(photograph())[1] for _ in range(PAIRS + 2))
+    by_torch(one, PAIRS + 2)
+    assert seen
 
 
 class Means:
@@ -149,8 +206,9 @@ def embed(encoders, count=60):
     )
 
 
+@pytest.mark.usefixtures("torch_is_faster")
 @pytest.mark.parametrize("wrong", [0.0, 5.0])
-def test_the_vectors_decide(cache, wrong):
+def test_the_vectors_decide(wrong):
     encoder = Means(wrong)
     ((embedded,),) = embed([encoder])
     assert encoder.resizing.by_torch == (wrong == 0)
@@ -158,11 +216,20 @@ def test_the_vectors_decide(cache, wrong):
     assert len(embedded.vectors) == 60
 
 
-def test_what_several_encoders_share_is_pillow_s(cache):
+@pytest.mark.usefixtures("torch_is_faster")
+def test_what_several_encoders_share_is_pillow_s():
     several = [Means(), Means()]
     results = embed(several)
     assert all(result[0].counts["resized_by_torch"] == 0 for result in results)
     assert [encoder.resizing.by_torch for encoder in several] == [False, False]
+
+
+def test_an_embedder_that_is_closed_is_asked_no_longer(cache):
+    encoder = Means()
+    embedder = Embedder(encoder, encoder, 1)
+    assert encoder.resizing.by_torch is None
+    embedder.close()
+    assert encoder.resizing.by_torch is False
 
 
 def test_a_run_of_large_photographs(embedx, tmp_path, shared):
@@ -170,17 +237,22 @@ def test_a_run_of_large_photographs(embedx, tmp_path, shared):
     from embedx.inference.gates import measure_fidelity, passes_gate
 
     real = sorted((shared / "data" / "clothing" / "test").rglob("*.jpg"))[::15]
+    (tmp_path / "photos").mkdir()
     for number, path in enumerate(real[:22]):
-        write_folder(tmp_path / "photos", {f"{number:02}.bmp": b""})
-        Image.open(path).convert("RGB").resize((1800, 1200), Image.Resampling.BICUBIC).save(
-            tmp_path / "photos" / f"{number:02}.bmp"
-        )
+        large = Image.open(path).convert("RGB").resize((1800, 1200), Image.Resampling.BICUBIC)
+        large.save(tmp_path / "photos" / f"{number:02}.bmp")
     weights = shared / "weights" / "squeezenet1_0.pth"
     arguments = ("extract", "photos", "--encoder", "torchvision:squeezenet1_0", "--weights", weights)
-    exact = embedx.json(*arguments, "--out", "exact")
-    assert "resized_by_torch" not in exact, "of 22 images torch need not be loaded"
-    fast = embedx.json(*arguments, "--out", "fast", "--runtime", "torch", env={"EMBEDX_CLUSTER": "local"})
-    assert fast["resized_by_torch"] >= 1
+    own = {"EMBEDX_CLUSTER": "local", "EMBEDX_CACHE": str(tmp_path / "cache")}
+    embedx.json(*arguments, "--out", "first", "--runtime", "torch", env=own)  # torch is loaded, so the encoder is asked
+    fast = embedx.json(*arguments, "--out", "fast", "--runtime", "torch", env=own)
+    (answer,) = (tmp_path / "cache" / "resizing").iterdir()
+    answer = json.loads(answer.read_text())
+    assert answer["same"]
+    assert ("resized_by_torch" in fast) == answer["by_torch"], "unless torch was slower in this very moment"
+    (tmp_path / "cache").rename(tmp_path / "old")
+    exact = embedx.json(*arguments, "--out", "exact", env={"EMBEDX_CLUSTER": "local"})
+    assert exact["items"]["embedded"] == 22
     (ids, vectors), (_, reference) = (open_store(tmp_path / name).vectors() for name in ("fast", "exact"))
     assert len(ids) == 22
     assert passes_gate(measure_fidelity(vectors, reference), "fp32")

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from embedx.core.paths import cached_json
 from embedx.inference import compiling
 from embedx.inference.compiling import CompiledWhenItPays
 from embedx.inference.torch import TorchRuntime
@@ -50,7 +49,7 @@ def test_only_after_a_while(compile_as, monkeypatch):
     made = compile_as(twice)
     now = [100.0]
     monkeypatch.setattr(compiling.time, "monotonic", lambda: now[0])
-    module = CompiledWhenItPays(Doubled(), ["key"], 4, "fp32")
+    module = CompiledWhenItPays(Doubled(), ["key"], "fp32", False)
     module(**ONES)
     now[0] += 59
     module(**ONES)
@@ -61,12 +60,16 @@ def test_only_after_a_while(compile_as, monkeypatch):
     assert made == [{"dynamic": False}]
 
 
-def test_only_full_batches(compile_as):
+def test_only_full_batches(compile_as, monkeypatch):
     compile_as(twice)
     plain = Doubled()
-    module = CompiledWhenItPays(plain, ["key"], 4, "fp32", after_s=0)
+    now = [100.0]
+    monkeypatch.setattr(compiling.time, "monotonic", lambda: now[0])
+    module = CompiledWhenItPays(plain, ["key"], "fp32", False, after_s=60)
+    module(**ONES)
+    now[0] += 61
     module(pixels=torch.ones(3, 3))
-    assert not module.is_compiled
+    assert not module.is_compiled, "the largest batch was one of four"
     module(**ONES)
     assert module.is_compiled
     before = plain.runs
@@ -78,7 +81,7 @@ def test_only_full_batches(compile_as):
 
 def test_texts_are_compiled_for_every_shape(compile_as):
     made = compile_as(twice)
-    module = CompiledWhenItPays(Doubled(), ["key"], 0, "fp32", after_s=0)
+    module = CompiledWhenItPays(Doubled(), ["key"], "fp32", True, after_s=0)
     module(pixels=torch.ones(3, 5))
     assert made == [{"dynamic": True}]
 
@@ -91,22 +94,51 @@ def test_texts_are_compiled_for_every_shape(compile_as):
 def test_it_is_dropped_and_remembered(compile_as, compiled, seconds):
     made = compile_as(compiled, seconds)
     for _ in range(2):
-        module = CompiledWhenItPays(Doubled(), ["key"], 4, "fp32", after_s=0)
+        module = CompiledWhenItPays(Doubled(), ["key"], "fp32", False, after_s=0)
         for _ in range(3):
             assert torch.equal(module(**ONES), ONES["pixels"] * 2)
         assert not module.is_compiled
     assert len(made) == 1, "what did not pay is not tried again"
 
 
-def test_a_compiler_that_fails_costs_nothing(compile_as):
+def test_a_compiler_that_fails_costs_nothing_and_is_tried_again(compile_as):
     def broken(pixels):
         raise RuntimeError("no compiler found")
 
-    compile_as(broken)
-    module = CompiledWhenItPays(Doubled(), ["key"], 4, "fp32", after_s=0)
-    assert torch.equal(module(**ONES), ONES["pixels"] * 2)
-    key = ["key", str(torch.__version__), {"pixels": [4, 3]}]
-    assert "no compiler found" in cached_json("compiled", key)["why"]
+    made = compile_as(broken)
+    for _ in range(2):
+        module = CompiledWhenItPays(Doubled(), ["key"], "fp32", False, after_s=0)
+        for _ in range(2):
+            assert torch.equal(module(**ONES), ONES["pixels"] * 2)
+    assert len(made) == 2, "once a process: another day there may be a compiler"
+
+
+def test_a_later_failure_costs_nothing_either(compile_as):
+    def moody(pixels):
+        if len(pixels) == 1:
+            raise RuntimeError("cannot compile for one")
+        return pixels * 2
+
+    compile_as(moody)
+    module = CompiledWhenItPays(Doubled(), ["key"], "fp32", True, after_s=0)
+    module(**ONES)
+    assert module.is_compiled
+    assert torch.equal(module(pixels=torch.ones(1, 3)), torch.ones(1, 3) * 2)
+    assert not module.is_compiled
+
+
+def test_a_lack_of_memory_is_the_runtime_s_to_handle(compile_as):
+    def hungry(pixels):
+        if len(pixels) == 7:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return pixels * 2
+
+    compile_as(hungry)
+    module = CompiledWhenItPays(Doubled(), ["key"], "fp32", True, after_s=0)
+    module(**ONES)
+    with pytest.raises(torch.OutOfMemoryError):
+        module(pixels=torch.ones(7, 3))
+    assert module.is_compiled
 
 
 def test_others_go_on_while_one_compiles(compile_as):
@@ -118,7 +150,7 @@ def test_others_go_on_while_one_compiles(compile_as):
         return pixels * 2
 
     compile_as(slow)
-    module = CompiledWhenItPays(Doubled(), ["key"], 4, "fp32", after_s=0)
+    module = CompiledWhenItPays(Doubled(), ["key"], "fp32", False, after_s=0)
     one = threading.Thread(target=lambda: module(**ONES))
     one.start()
     assert inside.wait(30)
@@ -130,8 +162,8 @@ def test_others_go_on_while_one_compiles(compile_as):
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on a CPU")
-@pytest.mark.parametrize("full", [4, 0], ids=["images", "texts"])
-def test_the_real_compiler(monkeypatch, tmp_path, full):
+@pytest.mark.parametrize("any_shape", [False, True], ids=["images", "texts"])
+def test_the_real_compiler(monkeypatch, tmp_path, any_shape):
     monkeypatch.setenv("EMBEDX_CACHE", str(tmp_path))
     monkeypatch.setattr(compiling, "FASTER", 0.0)
     torch.manual_seed(0)
@@ -146,8 +178,8 @@ def test_the_real_compiler(monkeypatch, tmp_path, full):
             return self.layers(ids.float())
 
     runtime = TorchRuntime(Named().eval(), "fp32", "cpu")
-    runtime.compile_when_it_pays(["key"], full, after_s=0)
-    for count in (4, 3, 5):
+    runtime.compile_when_it_pays(["key"], any_shape, after_s=0)
+    for count in (4, 3, 2):
         ids = torch.randint(0, 50, (count, 8))
         with torch.no_grad():
             reference = module(ids.float()).numpy()

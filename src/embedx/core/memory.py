@@ -11,5 +11,6 @@ PILLOW_BLOCKS = {"PILLOW_BLOCK_SIZE": "512m", "PILLOW_BLOCKS_MAX": "8"}
 """Pillow's allocator, in workers: an image is one block, and up to so many blocks are used again for the next images.
 
 Pillow's default returns an image's memory to the system, which has to clear it for the next one: a third of the time
-that it takes to decode a photograph of 12 megapixels.
+that it takes to decode a photograph of 12 megapixels. The price: a worker keeps what the largest images took that it
+had at the same time.
 """

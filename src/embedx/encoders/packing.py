@@ -25,6 +25,11 @@ _HARMLESS |= {"use_cache", "output_attentions", "output_hidden_states"}
 """Arguments that models hand to attention, and that change nothing about it."""
 
 
+_UNSAID = -1
+_WINDOWS = ("sliding_window", "attention_chunk_size")
+"""What configurations call a window that a token's attention ends at."""
+
+
 @dataclass(frozen=True)
 class _Texts:
     """Where the texts of a packed batch begin.
@@ -63,12 +68,13 @@ def pack_module(module: nn.Module) -> Callable[[], None] | None:
     if model is None or model.config.is_encoder_decoder:
         return None
     before = model.config._attn_implementation
+    offset = model.config.model_type in OFFSET_POSITIONS
+    first = model.config.pad_token_id + 1 if offset else 0
     AttentionInterface.register(PACKED, _attention)
     model.set_attn_implementation(PACKED)
     if model.config._attn_implementation != PACKED:  # it has attention of its own
+        model.set_attn_implementation(before)  # of parts of it that have not
         return None
-    first = model.config.pad_token_id + 1 if model.config.model_type in OFFSET_POSITIONS else 0
-
     plain = model.forward
 
     # Not hooks: sentence-transformers calls `forward` itself. It also asks for its signature.
@@ -111,7 +117,7 @@ def _attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     is_causal: bool | None = None,
-    sliding_window: int | None = None,
+    sliding_window: int | None = _UNSAID,
     **named: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attend within each text: (1, heads, tokens, dim) -> (1, tokens, heads, dim), and no weights.
@@ -135,6 +141,11 @@ def _attention(
     unknown = sorted(name for name, given in named.items() if given is not None and name not in _HARMLESS)
     if attention_mask is not None or unknown:
         raise NotImplementedError(f"packed attention does not know {', '.join(unknown) or 'masks'}")
+    if sliding_window is _UNSAID:
+        config = getattr(module, "config", None)
+        if any(getattr(config, name, None) for name in _WINDOWS):
+            raise NotImplementedError("the model has windows of attention and says them by its masks alone")
+        sliding_window = None
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     before = sliding_window - 1 if sliding_window else -1
     groups = query.shape[1] // key.shape[1]

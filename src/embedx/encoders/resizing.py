@@ -1,4 +1,4 @@
-"""Large photographs resized by torch: Pillow's convolution with shorter integers, seven times as fast, where it may be.
+"""Large photographs resized by torch: Pillow's convolution with shorter integers, many at a time, where it may be.
 
 Both filter in 8 bits, rows first; of torch's values some 2 in 1,000 are one grey level off. Most encoders stay inside
 the fp32 gate with that, a few do not. So an encoder is asked, once: of some images of the corpus it gets both forms.
@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -39,10 +40,20 @@ Judge = Callable[[Sequence[np.ndarray], Sequence[np.ndarray]], bool]
 """Images by Pillow, the same by torch -> whether the encoder's vectors of both are the same. Thread-safe."""
 
 
+@dataclass(frozen=True)
+class _Pair:
+    """One image in both forms, (3, height, width) uint8, and the seconds that each took."""
+
+    plain: np.ndarray
+    fast: np.ndarray
+    plain_s: float
+    fast_s: float
+
+
 class Resizing:
     """How an encoder's large images are resized in this process: by Pillow, until torch has been found to be as good.
 
-    Thread-safe.
+    An encoder may be run in two precisions at a time; then both have to find so. Thread-safe.
 
     Args:
         transform: what is done to images.
@@ -54,55 +65,88 @@ class Resizing:
         self._fingerprint = fingerprint
         self._lock = threading.Lock()
         self._spent_s = 0.0
-        self._pairs: list[tuple[np.ndarray, np.ndarray]] = []
-        self._judge: Judge | None = None
-        self._key: list[str] = []
-        self.by_torch: bool | None = None
+        self._pairs: list[_Pair] = []
+        self._judges: dict[str, Judge] = {}
+        self._verdicts: dict[str, bool] = {}
+        self._is_forbidden = False
 
-    def ask(self, judge: Judge, precision: str) -> None:
+    def ask(self, precision: str, judge: Judge) -> None:
         """Let somebody who runs the encoder at a precision judge; what is found is remembered for other processes."""
-        self._judge = judge
-        self._key = [self._fingerprint, precision, version("torch"), version("pillow")]
+        with self._lock:
+            self._judges[precision] = judge
+
+    def withdraw(self, precision: str, judge: Judge) -> None:
+        """Ask somebody no longer, who does not run the encoder any more."""
+        with self._lock:
+            if self._judges.get(precision) == judge:
+                del self._judges[precision]
 
     def forbid(self) -> None:
         """Leave it to Pillow: others prepare their images by this encoder, too, and nobody can ask all of them."""
-        self.by_torch = False
+        self._is_forbidden = True
+
+    @property
+    def by_torch(self) -> bool | None:
+        """Whether torch resizes; None where that is not decided."""
+        with self._lock:
+            verdicts = [self._verdicts.get(precision) for precision in self._judges]
+        if self._is_forbidden or not verdicts or False in verdicts:
+            return False
+        return None if None in verdicts else True
 
     def apply(self, image: Image) -> tuple[np.ndarray, bool]:
         """Return (3, height, width) uint8 of an RGB image, and whether torch resized it."""
-        suits = self._judge is not None and self._transform.interpolation in _FILTERS and _is_large(image)
-        if self.by_torch is False or not suits:
-            return self._transform.apply(image), False
-        if self.by_torch:
-            fast = self._fast(image)
-            return (self._transform.apply(image), False) if fast is None else (fast, True)
+        suits = self._transform.interpolation in _FILTERS and image.width * image.height >= LARGE_PIXELS
+        by_torch = self.by_torch if suits else False
+        if by_torch and (fast := self._fast(image)) is not None:
+            return fast, True
         started = time.perf_counter()
         array = self._transform.apply(image)
-        with self._lock:
-            self._spent_s += time.perf_counter() - started
-            is_worth_it = self._spent_s > IMPORT_S or "torch" in sys.modules
-        if is_worth_it:
-            self._try(image, array)
+        if by_torch is None:
+            self._try(image, array, time.perf_counter() - started)
         return array, False
 
-    def _try(self, image: Image, array: np.ndarray) -> None:
-        """Take an image for the judge; the one that completes the sample waits for the answer."""
-        if (known := cached_json("resizing", self._key)) is not None:
-            self.by_torch = known
+    def _try(self, image: Image, plain: np.ndarray, plain_s: float) -> None:
+        """Take an image for the judges; the one that completes the sample waits for the answer."""
+        with self._lock:
+            self._spent_s += plain_s
+            if self._spent_s < IMPORT_S and "torch" not in sys.modules:
+                return
+            for precision in self._judges:
+                if precision not in self._verdicts and (known := cached_json("resizing", self._key(precision))):
+                    self._verdicts[precision] = known["by_torch"]
+        if self.by_torch is not None:
             return
+        import torch  # noqa: F401  not a part of what is timed
+
+        started = time.perf_counter()
         fast = self._fast(image)
         if fast is None:
             return
+        pair = _Pair(plain, fast, plain_s, time.perf_counter() - started)
         with self._lock:
-            self._pairs.append((array, fast))
-            if len(self._pairs) != PAIRS:
+            if len(self._pairs) >= PAIRS:
+                return  # somebody is asking
+            self._pairs.append(pair)
+            if len(self._pairs) < PAIRS:
                 return
-            plain, resized = zip(*self._pairs)
-        assert self._judge is not None
-        found = self._judge(plain, resized)
-        remember_json("resizing", self._key, found)
-        if self.by_torch is None:
-            self.by_torch = found
+            unasked = {name: judge for name, judge in self._judges.items() if name not in self._verdicts}
+        for precision, judge in unasked.items():
+            self._verdicts[precision] = self._ask_one(precision, judge)
+        with self._lock:
+            self._pairs = []
+
+    def _ask_one(self, precision: str, judge: Judge) -> bool:
+        is_faster = sum(pair.fast_s for pair in self._pairs) < sum(pair.plain_s for pair in self._pairs)
+        try:
+            same = judge([pair.plain for pair in self._pairs], [pair.fast for pair in self._pairs])
+        except Exception:  # no reason to lose an image that Pillow has resized well, nor to believe it for ever
+            return False
+        remember_json("resizing", self._key(precision), {"by_torch": is_faster and same, "same": same})
+        return is_faster and same
+
+    def _key(self, precision: str) -> list[str]:
+        return [self._fingerprint, precision, version("torch"), version("pillow")]
 
     def _fast(self, image: Image) -> np.ndarray | None:
         try:
@@ -113,10 +157,6 @@ class Resizing:
 
 class _NotContiguousError(Exception):
     """The image's rows lie in several blocks, see `core/memory.py`, or this Pillow does not show them."""
-
-
-def _is_large(image: Image) -> bool:
-    return image.width * image.height >= LARGE_PIXELS
 
 
 def torch_resize(image: Image, size: tuple[int, int], interpolation: str) -> Image:
@@ -135,6 +175,8 @@ def torch_resize(image: Image, size: tuple[int, int], interpolation: str) -> Ima
         exported = pa.array(image)
     except ValueError as error:
         raise _NotContiguousError from error
+    if len(exported) != image.height * image.width:  # rows that somebody lets Pillow align
+        raise _NotContiguousError
     # By its address, because torch warns of arrays that are read-only, as Arrow's are; it is read only here, too.
     # Three channels and one that is not used.
     height, width = image.height, image.width

@@ -24,28 +24,29 @@ FASTER = 1.05
 class CompiledWhenItPays:
     """A module that is compiled while it is in use; until then, and for other shapes, it runs as it is.
 
-    Images are compiled for batches of the size that comes most, the full one; the last batch of a window is not
+    Images are compiled for batches of one size, the largest that came until then: the last batch of a window is not
     worth a compilation of its own. Texts are compiled once for all shapes. Thread-safe: while one thread compiles, the
     others run the module as it is.
 
     Args:
         module: named tensors -> (n, dim) tensor.
         key: what the outcome hangs on besides torch's version and the shape: encoder, precision, device.
-        full: items of a full batch; 0 compiles for every shape at once.
         precision: of the gate that compiled vectors must keep against the module's own.
+        any_shape: whether to compile for all shapes.
         after_s: seconds from the first batch on until it is tried.
     """
 
     def __init__(
-        self, module: Any, key: list[Any], full: int, precision: str, after_s: float = COMPILE_AFTER_S
+        self, module: Any, key: list[Any], precision: str, any_shape: bool, after_s: float = COMPILE_AFTER_S
     ) -> None:
         self._module = module
         self._key = key
-        self._full = full
         self._precision = precision
+        self._any_shape = any_shape
         self._after_s = after_s
         self._trying = threading.Lock()
         self._started: float | None = None
+        self._largest = 0
         self._decided = False
         self._compiled: Any = None
 
@@ -56,11 +57,20 @@ class CompiledWhenItPays:
 
     def __call__(self, **inputs: Any) -> Any:
         """Run one batch."""
-        if not self._full or len(next(iter(inputs.values()))) == self._full:
-            if not self._decided:
+        size = len(next(iter(inputs.values())))
+        if not self._decided:
+            self._largest = max(self._largest, size)
+            if self._any_shape or size == self._largest:
                 self._try_in_time(inputs)
-            if self._compiled is not None:
-                return self._compiled(**inputs)
+        compiled = self._compiled
+        if compiled is not None and (self._any_shape or size == self._largest):
+            try:
+                return compiled(**inputs)
+            except Exception as error:
+                # A shape of its own may be compiled anew, and compilers raise anything.
+                if _is_out_of_memory(error):
+                    raise
+                self._compiled = None
         return self._module(**inputs)
 
     def _try_in_time(self, inputs: dict[str, Any]) -> None:
@@ -75,26 +85,29 @@ class CompiledWhenItPays:
             self._trying.release()
 
     def _tried(self, inputs: dict[str, Any]) -> Any | None:
-        """Return the compiled module, or None where it does not pay; a refusal is remembered."""
+        """Return the compiled module, or None where it does not pay; that is remembered, but not that it failed."""
         import torch
 
-        shapes = {name: list(tensor.shape) if self._full else [] for name, tensor in inputs.items()}
+        shapes = {name: [] if self._any_shape else list(tensor.shape) for name, tensor in inputs.items()}
         key = [*self._key, str(torch.__version__), shapes]
         if (known := cached_json("compiled", key)) and not known["kept"]:
             return None
-        found: dict[str, Any]
         try:
-            compiled = torch.compile(self._module, dynamic=not self._full)
+            compiled = torch.compile(self._module, dynamic=self._any_shape)
             ours, theirs = (functools.partial(_vectors, call, inputs) for call in (compiled, self._module))
             faithful = passes_gate(measure_fidelity(ours(), theirs()), self._precision)
             seconds, eager = best_of(ours), best_of(theirs)
-            found = {"kept": bool(faithful and eager > FASTER * seconds), "s": seconds, "eager_s": eager}
-        except torch.OutOfMemoryError:
-            return None  # on another day it may fit
-        except Exception as error:  # compilers raise anything, and one need not even be installed
-            found = {"kept": False, "why": f"{type(error).__name__}: {str(error)[:500]}"}
-        remember_json("compiled", key, found)
-        return compiled if found["kept"] else None
+        except Exception:  # compilers raise anything, one need not even be installed, and memory may be short today
+            return None
+        kept = bool(faithful and eager > FASTER * seconds)
+        remember_json("compiled", key, {"kept": kept, "faithful": faithful, "s": seconds, "eager_s": eager})
+        return compiled if kept else None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError)
 
 
 def _vectors(call: Callable[..., Any], inputs: dict[str, Any]) -> np.ndarray:

@@ -42,18 +42,18 @@ def measure_fidelity(vectors: np.ndarray, reference: np.ndarray) -> Fidelity:
     return Fidelity(float(raw.min()), float(raw.mean()), float(centred.min()), float(centred.mean()))
 
 
-def passes_gate(fidelity: Fidelity, precision: str) -> bool:
+def passes_gate(fidelity: Fidelity, precision: str, share: float = 1.0) -> bool:
     """Whether vectors of a precision are faithful (DESIGN: fidelity gates).
 
     Args:
         fidelity: as measured.
         precision: fp32 or bf16.
+        share: of what the gate lets be lost; the rest is for what else will be lost.
     """
     if precision == "fp32":
-        return fidelity.raw_min >= 0.99999 and fidelity.centred_min >= 0.9999
-    return (
-        min(fidelity.raw_mean, fidelity.centred_mean) >= 0.9995 and min(fidelity.raw_min, fidelity.centred_min) >= 0.999
-    )
+        return fidelity.raw_min >= 1 - 1e-5 * share and fidelity.centred_min >= 1 - 1e-4 * share
+    mean, least = min(fidelity.raw_mean, fidelity.centred_mean), min(fidelity.raw_min, fidelity.centred_min)
+    return mean >= 1 - 5e-4 * share and least >= 1 - 1e-3 * share
 
 
 def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -115,7 +115,7 @@ class Embedder:
         self.preparing = ThreadPoolExecutor(prepare_threads, thread_name_prefix="embedx-prepare")
         self._forwarding = ThreadPoolExecutor(runtime.parallel_requests, thread_name_prefix="embedx-forward")
         if resizing := getattr(encoder, "resizing", None):
-            resizing.ask(self._resizes_alike, runtime.precision)
+            resizing.ask(runtime.precision, self._resizes_alike)
 
     def embed(self, count: int, fetch: Fetch, clock: Clock | None = None, output: int = 0) -> Embedded:
         """Embed items 0..count-1; failed ones come back as values and cost no other item anything."""
@@ -160,10 +160,8 @@ class Embedder:
         """
         forwards = [self.runtime.forward(self.encoder.collate(images)) for images in (plain, fast)]
         reference, vectors = (self._checked(forward, len(plain)).vectors for forward in forwards)
-        fidelity = measure_fidelity(vectors, reference)
-        if self.runtime.precision == "fp32":
-            return passes_gate(fidelity, "fp32")
-        return min(fidelity.raw_min, fidelity.centred_min) >= 0.9999
+        share = 1.0 if self.runtime.precision == "fp32" else 0.1
+        return passes_gate(measure_fidelity(vectors, reference), self.runtime.precision, share)
 
     def _checked(self, result: np.ndarray | Forwarded, count: int) -> Forwarded:
         forwarded = result if isinstance(result, Forwarded) else Forwarded(result)
@@ -174,6 +172,8 @@ class Embedder:
 
     def close(self) -> None:
         """Stop the threads."""
+        if resizing := getattr(self.encoder, "resizing", None):
+            resizing.withdraw(self.runtime.precision, self._resizes_alike)
         self.preparing.shutdown(wait=False, cancel_futures=True)
         self._forwarding.shutdown(wait=False, cancel_futures=True)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,31 +73,27 @@ def _open_torch(encoder: Encoder, execution: Execution, device: str) -> Opened:
 
 
 def _device(asked: str) -> str:
-    if asked != "auto":
-        return asked
-    # Asking torch would import it (seconds); without NVIDIA's driver or an Apple chip there is nothing to ask.
-    likely = [name for name, found in _TRACES.items() if found()]
-    if not likely:
+    # Asking torch would import it (seconds); without NVIDIA's driver there is nothing to ask. MPS has to be asked for:
+    # nobody has yet compared it with openvino on the same machine.
+    if asked == "auto" and not Path("/proc/driver/nvidia/version").exists():
         return "cpu"
-    from embedx.inference.torch import device_is_there
+    if asked == "auto":
+        from embedx.inference.torch import device_is_there
 
-    return next((name for name in likely if device_is_there(name)), "cpu")
-
-
-_TRACES: dict[str, Callable[[], bool]] = {
-    "cuda": lambda: Path("/proc/driver/nvidia/version").exists(),
-    "mps": lambda: (platform.system(), platform.machine()) == ("Darwin", "arm64"),
-}
-"""What tells without torch that a device may be there."""
+        return "cuda" if device_is_there("cuda") else "cpu"
+    return asked
 
 
 def machine_has_bf16(device: str) -> bool:
     """Whether bf16 is computed in hardware here."""
-    if (where := _device(device)) != "cpu":
-        import torch
+    if (where := _device(device)) == "cpu":
+        from embedx.inference.openvino import cpu_has_bf16
 
-        cuda = where == "cuda"
-        return bool(torch.cuda.is_bf16_supported() if cuda else torch.backends.mps.is_macos_or_newer(14, 0))
-    from embedx.inference.openvino import cpu_has_bf16
+        return cpu_has_bf16()
+    import torch
 
-    return cpu_has_bf16()
+    from embedx.inference.torch import device_is_there
+
+    if where == "mps":
+        return device_is_there(where) and bool(torch.backends.mps.is_macos_or_newer(14, 0))
+    return bool(torch.cuda.is_bf16_supported())

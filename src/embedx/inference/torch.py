@@ -79,10 +79,10 @@ class TorchRuntime:
         finally:
             self._streams.put(stream)
 
-    def compile_when_it_pays(self, key: list[Any], full: int, after_s: float = COMPILE_AFTER_S) -> None:
+    def compile_when_it_pays(self, key: list[Any], any_shape: bool, after_s: float = COMPILE_AFTER_S) -> None:
         """Let the module be compiled while it is in use, see `CompiledWhenItPays`."""
         key = [*key, self._device, self.precision]
-        self._module = CompiledWhenItPays(self._module, key, full, self.precision, after_s)
+        self._module = CompiledWhenItPays(self._module, key, self.precision, any_shape, after_s)
 
     def _forward(self, inputs: dict[str, np.ndarray], stream: Any) -> np.ndarray:
         import torch
@@ -161,8 +161,8 @@ def open_torch(encoder: Encoder, precision: str, threads: int, device: str) -> T
         if precision == "bf16":  # the packed kernel knows nothing else
             pack_where_it_pays(encoder, module, runtime)
         if not runtime.is_packed:
-            full = 0 if encoder.card.modality == "text" else DEVICES[device].images
-            runtime.compile_when_it_pays([encoder.card.fingerprint, torch.cuda.get_device_name()], full)
+            key = [encoder.card.fingerprint, torch.cuda.get_device_name()]
+            runtime.compile_when_it_pays(key, encoder.card.modality == "text")
     return runtime
 
 
@@ -224,15 +224,16 @@ def pack_where_it_pays(encoder: Encoder, module: Any, runtime: TorchRuntime) -> 
     count = max(2, runtime.batch_budget("text") // len(lengths[-1]))
     mixed, even = encoder.collate(entries), encoder.collate([lengths[-1]] * (count - 1) + [lengths[-2]])
     reference, seconds = runtime.forward(mixed), best_of(functools.partial(runtime.forward, even))
-    undo = encoder.pack(module)
-    if undo is None:
-        return
+    undo = None
     try:
+        undo = encoder.pack(module)
+        if undo is None:
+            return
         faithful = passes_gate(measure_fidelity(runtime.forward(mixed), reference), runtime.precision)
         runtime.is_packed = faithful and best_of(functools.partial(runtime.forward, even)) < seconds
     except Exception:  # whatever a model's own code says to what it was not made for
         runtime.is_packed = False
-    if not runtime.is_packed:
+    if undo is not None and not runtime.is_packed:
         undo()
 
 
