@@ -119,6 +119,12 @@ def test_a_judge_that_fails_costs_no_image_and_is_not_believed_for_ever():
     assert any(by_torch(other, PAIRS + 2))
 
 
+def test_a_trial_that_fails_costs_no_image(cache, monkeypatch):
+    one, _ = asked(True)
+    monkeypatch.setattr(resizing, "cached_json", lambda *_: "damaged")
+    assert not any(by_torch(one, PAIRS + 2))
+
+
 @pytest.mark.usefixtures("torch_is_faster")
 def test_each_precision_has_a_say():
     one, _ = asked(True, "bf16")

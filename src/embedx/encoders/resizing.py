@@ -103,7 +103,10 @@ class Resizing:
         started = time.perf_counter()
         array = self._transform.apply(image)
         if by_torch is None:
-            self._try(image, array, time.perf_counter() - started)
+            try:
+                self._try(image, array, time.perf_counter() - started)
+            except Exception:  # the image is resized; no trial of something faster may cost it
+                self.forbid()
         return array, False
 
     def _try(self, image: Image, plain: np.ndarray, plain_s: float) -> None:
