@@ -11,8 +11,6 @@ import pytest
 
 from embedx.store.reader import open_store
 
-ARGUMENTS = ("extract", "texts.parquet", "--encoder", "minilm", "--columns", "topic", "--out", "s")
-
 
 @pytest.fixture
 def rows(shared):
@@ -22,10 +20,13 @@ def rows(shared):
 
 
 @pytest.mark.slow
-def test_a_hundred_thousand_texts(embedx, tmp_path, rows):
+def test_a_hundred_thousand_texts(embedx, tmp_path, rows, shared):
+    # Static embeddings: what is tested is not the encoder, and MiniLM takes minutes.
+    encoder = f"sentence_transformers:{shared / 'weights' / 'potion-base-4m'}"
+    arguments = ("extract", "texts.parquet", "--encoder", encoder, "--columns", "topic", "--out", "s")
     write = lambda: pq.write_table(pa.Table.from_pylist(rows), tmp_path / "texts.parquet")  # noqa: E731
     write()
-    first = embedx.json(*ARGUMENTS, env={"EMBEDX_SHARD_ITEMS": "4096"})
+    first = embedx.json(*arguments, env={"EMBEDX_SHARD_ITEMS": "4096"})
     assert first["items"]["embedded"] == 100_000 and first["shards"]["computed"] == 25
     before = {item_id: vector for item_id, vector in zip(*open_store(tmp_path / "s").vectors())}
 
@@ -41,7 +42,7 @@ def test_a_hundred_thousand_texts(embedx, tmp_path, rows):
         {"id": f"new{number}", "text": f"A new sentence, number {number}.", "topic": "c"} for number in range(1_000)
     )
     write()
-    second = embedx.json(*ARGUMENTS, "--mirror")
+    second = embedx.json(*arguments, "--mirror")
     counts = {name: second["items"][name] for name in ("embedded", "updated", "removed", "unchanged", "failed")}
     assert counts == {"embedded": 2_000, "updated": 1_000, "removed": 1_000, "unchanged": 97_000, "failed": 0}
 
@@ -57,5 +58,5 @@ def test_a_hundred_thousand_texts(embedx, tmp_path, rows):
 
     old = open_store(tmp_path / "s", version=first["version"])
     assert old.count == 100_000 and set(old.vectors()[0]) == before.keys(), "the old version still reads"
-    assert embedx.json(*ARGUMENTS, "--mirror")["items"]["planned"] == 0
+    assert embedx.json(*arguments, "--mirror")["items"]["planned"] == 0
     assert embedx.json("verify", "s")["ok"]
