@@ -56,12 +56,10 @@ class Resizing:
     An encoder may be run in two precisions at a time; then both have to find so. Thread-safe.
 
     Args:
-        transform: what is done to images.
         fingerprint: the encoder's.
     """
 
-    def __init__(self, transform: ImageTransform, fingerprint: str) -> None:
-        self._transform = transform
+    def __init__(self, fingerprint: str) -> None:
         self._fingerprint = fingerprint
         self._lock = threading.Lock()
         self._spent_s = 0.0
@@ -94,22 +92,22 @@ class Resizing:
             return False
         return None if None in verdicts else True
 
-    def apply(self, image: Image) -> tuple[np.ndarray, bool]:
+    def apply(self, transform: ImageTransform, image: Image) -> tuple[np.ndarray, bool]:
         """Return (3, height, width) uint8 of an RGB image, and whether torch resized it."""
-        suits = self._transform.interpolation in _FILTERS and image.width * image.height >= LARGE_PIXELS
+        suits = transform.interpolation in _FILTERS and image.width * image.height >= LARGE_PIXELS
         by_torch = self.by_torch if suits else False
-        if by_torch and (fast := self._fast(image)) is not None:
+        if by_torch and (fast := _apply_fast(transform, image)) is not None:
             return fast, True
         started = time.perf_counter()
-        array = self._transform.apply(image)
+        array = transform.apply(image)
         if by_torch is None:
             try:
-                self._try(image, array, time.perf_counter() - started)
+                self._try(transform, image, array, time.perf_counter() - started)
             except Exception:  # the image is resized; no trial of something faster may cost it
                 self.forbid()
         return array, False
 
-    def _try(self, image: Image, plain: np.ndarray, plain_s: float) -> None:
+    def _try(self, transform: ImageTransform, image: Image, plain: np.ndarray, plain_s: float) -> None:
         """Take an image for the judges; the one that completes the sample waits for the answer."""
         with self._lock:
             self._spent_s += plain_s
@@ -123,7 +121,7 @@ class Resizing:
         import torch  # noqa: F401  not a part of what is timed
 
         started = time.perf_counter()
-        fast = self._fast(image)
+        fast = _apply_fast(transform, image)
         if fast is None:
             return
         pair = _Pair(plain, fast, plain_s, time.perf_counter() - started)
@@ -151,15 +149,16 @@ class Resizing:
     def _key(self, precision: str) -> list[str]:
         return [self._fingerprint, precision, version("torch"), version("pillow")]
 
-    def _fast(self, image: Image) -> np.ndarray | None:
-        try:
-            return self._transform.apply(image, torch_resize)
-        except _NotContiguousError:
-            return None
-
 
 class _NotContiguousError(Exception):
     """The image's rows lie in several blocks, see `core/memory.py`, or this Pillow does not show them."""
+
+
+def _apply_fast(transform: ImageTransform, image: Image) -> np.ndarray | None:
+    try:
+        return transform.apply(image, torch_resize)
+    except _NotContiguousError:
+        return None
 
 
 def torch_resize(image: Image, size: tuple[int, int], interpolation: str) -> Image:

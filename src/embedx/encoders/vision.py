@@ -214,7 +214,7 @@ class ImageEncoder:
         self._load = load
         self._sharing = sharing
         self.transform = ImageTransform.from_dict(card.identity["preprocessing"])
-        self.resizing = Resizing(self.transform, card.fingerprint)
+        self.resizing = Resizing(card.fingerprint)
 
     @property
     def card(self) -> EncoderCard:
@@ -244,7 +244,7 @@ class ImageEncoder:
                 failures[position] = Broken("prepare", "ValueError", f"an RGB image was expected, not {what}")
             else:
                 try:
-                    array, by_torch = self.resizing.apply(item)
+                    array, by_torch = self.resizing.apply(self.transform, item)
                     arrays.append(array)
                     positions.append(position)
                     resized_by_torch += by_torch
