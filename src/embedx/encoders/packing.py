@@ -24,8 +24,9 @@ _HARMLESS = {"position_ids", "position_embeddings", "deterministic"}
 _HARMLESS |= {"use_cache", "output_attentions", "output_hidden_states"}
 """Arguments that models hand to attention, and that change nothing about it."""
 
-
 _UNSAID = -1
+"""In place of a window where a model says nothing of one, not even that there is none."""
+
 _WINDOWS = ("sliding_window", "attention_chunk_size")
 """What configurations call a window that a token's attention ends at."""
 
@@ -141,7 +142,7 @@ def _attention(
     unknown = sorted(name for name, given in named.items() if given is not None and name not in _HARMLESS)
     if attention_mask is not None or unknown:
         raise NotImplementedError(f"packed attention does not know {', '.join(unknown) or 'masks'}")
-    if sliding_window is _UNSAID:
+    if sliding_window == _UNSAID:
         config = getattr(module, "config", None)
         if any(getattr(config, name, None) for name in _WINDOWS):
             raise NotImplementedError("the model has windows of attention and says them by its masks alone")
