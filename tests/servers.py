@@ -278,7 +278,7 @@ def s3_process(folder: Path) -> Iterator[S3]:
     """An S3 API in another process; its log goes to `folder`."""
     log = folder / "s3.log"
     with log.open("w") as file:
-        process = subprocess.Popen([sys.executable, "-m", "moto.server", "-p", "0"], stdout=file, stderr=file)
+        process = subprocess.Popen([sys.executable, Path(__file__).with_name("s3_api.py")], stdout=file, stderr=file)
     try:
         end = time.monotonic() + 60
         while not (port := re.search(r"Running on http://127\.0\.0\.1:(\d+)", log.read_text())):
