@@ -14,7 +14,9 @@ import pytest
 from embedx.core.errors import BusyError, EmbedxError
 from embedx.core.specs import Resources
 from embedx.engine import cluster as engine
+from embedx.engine import window
 from embedx.engine.cluster import Cluster, open_cluster, open_cluster_ahead
+from embedx.engine.window import Task, Window
 from embedx.steps.flight import check_workers
 from embedx.steps.preflight import survey_worker
 from embedx.steps.shard_job import ShardJob
@@ -214,7 +216,26 @@ def test_a_worker_that_nobody_would_start_again_is_started(monkeypatch, end):
         while local.workers.get(0) in (nanny, None) and time.monotonic() < until:
             time.sleep(0.1)
         assert local.workers.get(0) not in (nanny, None), "nobody watches over a worker"
-        assert cluster.run(os.getpid) != before
+        assert cluster.client.submit(os.getpid, pure=False).result() != before
+
+
+def test_a_run_without_workers_ends(monkeypatch):
+    from distributed import LocalCluster
+
+    monkeypatch.setattr(window, "DESERTED_S", 0.2)
+    monkeypatch.setenv("EMBEDX_WATCHDOG_S", "1")
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None, processes=False) as started,
+        open_cluster(Resources(cluster=started.scheduler_address)) as cluster,
+    ):
+
+        def run_one(name):
+            return list(Window(cluster.client, 1, lambda: False).iterate([Task(name, os.getpid, ())]))
+
+        assert [outcome.result for outcome in run_one("with") if outcome] == [os.getpid()]
+        started.scale(0)
+        with pytest.raises(BusyError, match="there has been no worker for"):
+            run_one("without")
 
 
 def blocks():
@@ -230,7 +251,7 @@ def test_memory_of_images_is_used_again_in_workers():
 
 def test_workers_that_end_at_once_are_no_news():
     with open_cluster(Resources(workers=1)) as cluster:
-        cluster.run(os.getpid)
+        cluster.run_everywhere(os.getpid)
     # Said from the event loop, some time after the cluster is closed and Dask no longer silent.
     assert not logging.getLogger("distributed.batched").isEnabledFor(logging.INFO)
 
@@ -239,7 +260,7 @@ def test_a_scheduler_that_goes_away():
     from distributed import LocalCluster
 
     with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None, processes=False) as started:
-        lost = pytest.raises(BusyError, match="connection to the scheduler was lost")
+        lost = pytest.raises(BusyError, match="connection to the scheduler or a worker was lost")
         with lost, open_cluster(Resources(cluster=started.scheduler_address)) as cluster:
             started.close()
             cluster.run_everywhere(os.getpid)

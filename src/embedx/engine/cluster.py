@@ -102,10 +102,6 @@ class Cluster:
         """Tasks that run at a time."""
         return self.workers * TASKS_PER_WORKER
 
-    def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Run one call on some worker and return its result."""
-        return self.client.submit(function, *arguments, pure=False).result()
-
     def run_everywhere(self, function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
         """Run a call once on every worker, beside its tasks; returns address -> result."""
         return self.client.run(function, *arguments)
@@ -234,5 +230,7 @@ def _connected(client: Client) -> Iterator[None]:
         yield
     except OSError as error:
         if isinstance(error, CommClosedError) or client.status != "running":
-            raise BusyError("the connection to the scheduler was lost", "The same command resumes") from error
+            raise BusyError(
+                "the connection to the scheduler or a worker was lost", "The same command resumes"
+            ) from error
         raise

@@ -24,6 +24,9 @@ POLL_S = 0.5
 HANG_S = 1800.0
 """A task that runs longer is taken for hung, and its worker is restarted. Shards are cut to last 30 s."""
 
+DESERTED_S = 600.0
+"""A run without any worker for so long ends: those that there were die while they start, or nobody starts them."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -92,7 +95,7 @@ class Window:
         """Yield each outcome as it comes, or None when half a second passed without one.
 
         Raises:
-            BusyError: the scheduler went away.
+            BusyError: the scheduler went away, or all workers did and none came back.
         """
         left = iter(tasks)
         self._fill(left)
@@ -165,7 +168,7 @@ class Window:
 
 
 class Watchdog:
-    """Notices tasks that run too long, and restarts the workers they hang in.
+    """Notices tasks that run too long, and restarts the workers they hang in; and that nobody is there to run them.
 
     Args:
         client: the connection.
@@ -176,15 +179,27 @@ class Watchdog:
         self._client = client
         self._limit_s = limit_s
         self._since: dict[str, float] = {}
-        self._checked = time.monotonic()
+        self._checked = self._attended = time.monotonic()
 
     def find_hung(self) -> list[str]:
-        """Return the names of tasks that hang; their workers are restarted."""
+        """Return the names of tasks that hang; their workers are restarted.
+
+        Raises:
+            BusyError: there has been no worker for `DESERTED_S`.
+        """
         now = time.monotonic()
         if now - self._checked < min(5.0, self._limit_s / 4):
             return []
         self._checked = now
-        running = {str(key): address for address, keys in self._client.processing().items() for key in keys}
+        processing = self._client.processing()
+        if processing:
+            self._attended = now
+        elif now - self._attended > DESERTED_S:
+            raise BusyError(
+                f"there has been no worker for {DESERTED_S / 60:.0f} minutes",
+                "Find out what ends workers as they start (memory, a library), or start some; the same command resumes",
+            )
+        running = {str(key): address for address, keys in processing.items() for key in keys}
         # Tasks that wait in a worker for their turn stand there too and are counted from then on; the limit is many
         # times a shard's 30 s, and the window keeps only two waiting per slot.
         self._since = {key: self._since.get(key, now) for key in running}
