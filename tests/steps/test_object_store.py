@@ -182,7 +182,7 @@ def test_killed_and_resumed_with_few_requests(remote, tmp_path):
     remote.wait_for_shards(finished + 5, run)
     run.kill()
     run.communicate(timeout=120)
-    time.sleep(2)  # its workers finish what they have in work
+    wait_until_idle(remote.env["EMBEDX_CLUSTER"])
     now = len(remote.keys("store/data/"))
     remote.s3.new_requests()
     report = remote.extract()
@@ -191,6 +191,21 @@ def test_killed_and_resumed_with_few_requests(remote, tmp_path):
     old = [path for method, path, _ in asked if method == "HEAD" and path.endswith(".parquet")]
     assert len(old) == report["shards"]["computed"], "workers look once before they compute, and the driver never"
     assert remote("verify", remote.store)["ok"]
+
+
+def tasks_in_work(dask_worker):
+    return dask_worker.state.executing_count
+
+
+def wait_until_idle(address):
+    """The worker of a killed run finishes what it has in work."""
+    from distributed import Client
+
+    with Client(address, set_as_default=False) as client:
+        end = time.monotonic() + 120
+        while any(client.processing().values()) or any(client.run(tasks_in_work).values()):
+            assert time.monotonic() < end
+            time.sleep(0.1)
 
 
 def lease_of_another(remote, **changes):

@@ -43,16 +43,18 @@ def test_one_at_a_time(url, files):
 
 
 def test_of_many_that_want_it_one_has_it(files):
-    begin, held, refused = threading.Barrier(6), [], []
+    begin, all_tried, held, refused = threading.Barrier(6), threading.Event(), [], []
 
     def hold():
         begin.wait()
         try:
             with holding(files, NAME) as got:
                 held.append(got)
-                time.sleep(2)
+                assert all_tried.wait(60)
         except BusyError:
             refused.append(1)
+            if len(refused) == 5:
+                all_tried.set()
 
     threads = [threading.Thread(target=hold) for _ in range(6)]
     for thread in threads:
@@ -63,7 +65,7 @@ def test_of_many_that_want_it_one_has_it(files):
 
 
 def test_a_late_one_is_taken_over_and_a_dead_one_at_once(files):
-    foreign(files, seconds=3)
+    foreign(files, seconds=6)
     with pytest.raises(BusyError, match="far, process 1") as caught, holding(files, NAME):
         pass
     assert "lease runs out in" in caught.value.remedy
@@ -83,10 +85,10 @@ def test_a_late_one_is_taken_over_and_a_dead_one_at_once(files):
 
 
 def test_it_is_kept_as_long_as_it_is_held(files, monkeypatch):
-    monkeypatch.setenv("EMBEDX_LEASE_S", "2")
+    monkeypatch.setenv("EMBEDX_LEASE_S", "5")
     with holding(files, NAME) as got:
         monkeypatch.setattr(lease, "_machine", lambda: "another")
-        for _ in range(8):
+        for _ in range(16):
             time.sleep(0.5)
             with pytest.raises(BusyError), holding(files, NAME):
                 pass
