@@ -130,12 +130,16 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
 
+class Server(ThreadingHTTPServer):
+    request_queue_size = 128  # of five, a client's connection waits a second
+
+
 def main() -> None:
     """Serve until killed."""
     options = json.loads(sys.argv[2])
     Handler.options = {**options, "log": sys.argv[1]}
     Handler.random = random.Random(options.get("seed", 1))
-    server = ThreadingHTTPServer(("127.0.0.1", options.get("port", 0)), Handler)
+    server = Server(("127.0.0.1", options.get("port", 0)), Handler)
     server.daemon_threads = True
     print(server.server_address[1], flush=True)
     server.serve_forever()

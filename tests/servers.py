@@ -103,12 +103,16 @@ class Web:
         self.handler: type[Handler] = Handler
 
 
+class WebServer(ThreadingHTTPServer):
+    request_queue_size = 128  # of five, a client's connection waits a second
+
+
 @contextmanager
 def web_server() -> Iterator[Web]:
     web = Web()
     shared = {"files": web.files, "behaviours": web.behaviours, "asked": web.asked, "times": web.times, "at_a_time": []}
     web.handler = type("Handler", (Handler,), shared)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), web.handler)
+    server = WebServer(("127.0.0.1", 0), web.handler)
     server.daemon_threads = True
     web.url = f"http://127.0.0.1:{server.server_address[1]}"
     threading.Thread(target=server.serve_forever, daemon=True).start()

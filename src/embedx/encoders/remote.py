@@ -236,10 +236,10 @@ _discovered: dict[Address, tuple[int, bool]] = {}
 
 
 def _discover(address: Address) -> tuple[int, bool]:
-    """Ask for one vector: its length, and whether that of the vector is 1."""
+    """Ask for two vectors, for a service may cut one short now and then: their length, and whether the first has 1."""
     if address not in _discovered:
         try:
-            vector = Endpoint(address).embed([CANARIES[0]], address.dimensions).vectors[0]
+            vector = Endpoint(address).embed(list(CANARIES[:2]), address.dimensions).vectors[0]
         except RefusedError as refused:
             raise EncoderError(f"{address.model} does not embed a plain text: {refused.message}", "Check it") from None
         _discovered[address] = len(vector), bool(abs(np.linalg.norm(vector) - 1) < 1e-3)
