@@ -21,6 +21,9 @@ IN_FLIGHT_PER_SLOT = 2
 
 POLL_S = 0.5
 
+SETTLE_S = 0.05
+"""Until the driver hears of a task that has ended; it does by another connection than what it asks."""
+
 HANG_S = 1800.0
 """A task that runs longer is taken for hung, and its worker is restarted. Shards are cut to last 30 s."""
 
@@ -160,11 +163,20 @@ class Window:
 
     def _give_back(self) -> None:
         """Cancel what no worker has begun yet; what runs is finished."""
-        running = {key for keys in self._client.processing().values() for key in keys}
+        waiting = self._waiting()
+        if waiting:
+            # What has just ended is neither running nor known to have ended; a moment later it is.
+            time.sleep(SETTLE_S)
+            waiting &= self._waiting()
         for key, future in list(self._futures.items()):
-            if future.status == "pending" and future.key not in running:
+            if future.key in waiting:
                 future.cancel()
                 self._forget(key)
+
+    def _waiting(self) -> set[str]:
+        """Return the names of tasks that are neither running nor over."""
+        running = {str(key) for keys in self._client.processing().values() for key in keys}
+        return {str(future.key) for future in self._futures.values() if future.status == "pending"} - running
 
 
 class Watchdog:
