@@ -55,7 +55,7 @@ def test_search_by_id_and_index_never_import_torch(tmp_path, support_store):
 def test_a_cached_text_encoder_never_imports_torch(support_store):
     code = (
         "import sys, embedx\n"
-        "assert embedx.load_encoder('minilm', precision='fp32').embed_texts(['hello'])[0].shape == (1, 384)\n"
+        "assert embedx.load_encoder('minilm', precision='fp32', runtime='openvino').embed_texts(['hello'])[0].shape == (1, 384)\n"
         "print(sorted({'torch', 'transformers', 'sentence_transformers'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -287,9 +287,12 @@ def test_a_local_run_listens_to_this_machine_only(tmp_path):
     command = [sys.executable, "-m", "embedx", "extract", "t.jsonl", "--encoder", "minilm", "--out", "s"]
     seen = set()
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
-        while run.poll() is None:
-            seen |= listening(run.pid)
-            time.sleep(0.05)
+        try:
+            while run.poll() is None:
+                seen |= listening(run.pid)
+                time.sleep(0.05)
+        finally:
+            run.kill()
     assert run.returncode == 0
     assert seen and {address for address, _ in seen} <= {"127.0.0.1", "::1"}, seen
 

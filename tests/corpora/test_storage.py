@@ -3,7 +3,6 @@
 import asyncio
 import io
 import re
-import threading
 from collections import Counter
 from contextlib import contextmanager
 
@@ -118,8 +117,7 @@ def replaced_after(monkeypatch, operation, replace):
         found = await real(self, name, parameters)
         if name == operation and not done:
             done.append(name)
-            threading.Thread(target=replace).start()
-            await asyncio.sleep(0.3)
+            await asyncio.to_thread(replace)
         return found
 
     with monkeypatch.context() as patch:

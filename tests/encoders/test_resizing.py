@@ -246,6 +246,7 @@ def test_a_run_of_large_photographs(embedx, tmp_path, shared):
         large.save(tmp_path / "photos" / f"{number:02}.bmp")
     weights = shared / "weights" / "squeezenet1_0.pth"
     arguments = ("extract", "photos", "--encoder", "torchvision:squeezenet1_0", "--weights", weights)
+    arguments += ("--precision", "fp32")  # a machine with bf16 would ask, and remember, for both
     own = {"EMBEDX_CLUSTER": "local", "EMBEDX_CACHE": str(tmp_path / "cache")}
     # The torch runtime has torch loaded, so the encoder is asked at once; what is remembered decides the next runs.
     embedx.json(*arguments, "--out", "first", "--runtime", "torch", env=own)

@@ -59,7 +59,7 @@ def test_the_trace_of_a_run(embedx, tmp_path):
     assert sum(report["phase_seconds"].values()) <= report["seconds"]
     assert 0 < report["encoder_busy_share"] <= 1
     # [CLS] document N [SEP]
-    assert report["tokens_per_s"] == pytest.approx(50 * 4 / report["seconds"], abs=0.06)
+    assert report["tokens_per_s"] == pytest.approx(50 * 4 / report["seconds"], abs=0.2)
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     shards = [event for event in events if event["name"].startswith("shard")]
     (embed,) = (event for event in events if event["name"] == "embed")

@@ -3,7 +3,6 @@
 `make test` runs the short form; `make chaos` kills 50 times (EMBEDX_CHAOS_KILLS, EMBEDX_CHAOS_SEED).
 """
 
-import json
 import math
 import os
 import random
@@ -13,6 +12,7 @@ import sys
 import time
 
 import psutil
+from distributed.utils import json_load_robust
 
 from embedx.core.places import Url
 from tests.conftest import write_jsonl
@@ -40,6 +40,7 @@ class Fleet:
         file.unlink(missing_ok=True)
         self._start("scheduler", "--port", "0", "--scheduler-file", str(file), "--no-dashboard")
         while not file.exists():
+            assert self.processes[0].poll() is None, "the scheduler ended"
             time.sleep(0.1)
         for _ in range(2):
             self._start("worker", "--scheduler-file", str(file), "--nthreads", "2", "--death-timeout", "20")
@@ -57,7 +58,7 @@ class Fleet:
         )
 
     def address(self):
-        return json.loads(self.ensure().read_text())["address"]
+        return json_load_robust(self.ensure(), timeout=60)["address"]
 
     def workers(self):
         """The processes that work; each has a nanny that starts it again."""
@@ -92,7 +93,7 @@ def strike(target, run, fleet):
     return False
 
 
-def survivors(run, seconds=30):
+def survivors(run, seconds=120):
     """Wait until nothing of a dead run's process group lives."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -164,7 +165,7 @@ def break_often(folder, arguments, kills_wanted, rng, fleet):
                 continue
             kills += 1
             time.sleep(rng.uniform(0.5, 3))
-        run.wait(300)
+        run.wait(900)
         ends.append(run.returncode)
         assert run.returncode in (0, 75, -signal.SIGKILL), (run.returncode, run.stderr.read())
         assert survivors(run) == [], "no process may outlive its driver"

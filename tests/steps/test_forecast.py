@@ -11,7 +11,7 @@ def test_estimate_samples_and_writes_nothing(embedx, tmp_path):
     rows = texts(300)
     rows[7]["text"] = None
     write_jsonl(tmp_path / "c.jsonl", rows)
-    arguments = ("extract", "c.jsonl", "--encoder", "minilm", "--out", "s")
+    arguments = ("extract", "c.jsonl", "--encoder", "minilm", "--out", "s", "--runtime", "openvino")
     report = embedx.json(*arguments, "--estimate", env={"EMBEDX_SHARD_ITEMS": "100"})
     estimate = report["estimate"]
     assert report["items"]["planned"] == 300 == estimate["sampled"], "a small corpus is sampled whole"

@@ -17,7 +17,7 @@ FLAGS = ("--encoder", "pixels:8", "--out", "s", "--max-failures", "50%", "--colu
 
 @pytest.fixture(scope="module")
 def scheduler():
-    with servers.dask_cluster({**photos.PIXELS, "EMBEDX_FETCH_S": "2"}) as scheduler:
+    with servers.dask_cluster({**photos.PIXELS, "EMBEDX_FETCH_S": "5"}) as scheduler:
         yield {**photos.PIXELS, "EMBEDX_CLUSTER": scheduler}
 
 
