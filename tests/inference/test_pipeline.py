@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from embedx.core.contracts import Broken, EncoderCard, Forwarded, Prepared
+from embedx.core.errors import TooLargeError
 from embedx.core.meter import Meter, current_meter, metered
 from embedx.inference.gates import measure_fidelity, passes_gate
 from embedx.inference.pipeline import Embedder
@@ -115,11 +116,29 @@ def test_a_runtime_may_fail_single_items_whatever_their_rows_hold():
     assert np.array_equal(result.vectors[:, 0], result.positions.astype(np.float32))
 
 
+def test_an_item_that_does_not_fit_the_device_fails_alone():
+    class Narrow(FakeRuntime):
+        def forward(self, inputs):
+            if 7 in inputs["x"]:
+                raise TooLargeError("one item alone does not fit the device's memory")
+            return super().forward(inputs)
+
+    embedder = Embedder(FakeEncoder("text"), Narrow(), 2)
+    result = embedder.embed(40, lambda start, stop: list(range(start, stop)))
+    embedder.close()
+    assert {n: (broken.error, broken.retryable) for n, broken in result.failures.items()} == {
+        7: ("TooLargeError", True),
+        13: ("NotFinite", False),
+    }
+    assert result.positions.tolist() == [n for n in range(40) if n not in (7, 13)]
+    assert np.array_equal(result.vectors[:, 0], result.positions.astype(np.float32))
+
+
 def test_after_an_error_no_further_batch_is_begun():
     class Failing(FakeRuntime):
         def forward(self, inputs):
             current_meter().take_request()  # that of the caller, in the forward threads too
-            time.sleep(0.005)
+            time.sleep(0.05)
             raise ConnectionError("gone")
 
     embedder = Embedder(FakeEncoder("text"), Failing(), 1)
@@ -139,3 +158,6 @@ def test_gates():
     assert fidelity.raw_min > 0.9999 and not passes_gate(fidelity, "bf16"), "raw cosines hide what centring shows"
     one = reference[:1]
     assert passes_gate(measure_fidelity(one, one), "fp32")
+    zeros = np.zeros_like(reference)
+    assert measure_fidelity(zeros, reference).raw_min == 0.0, "a device that computes nothing"
+    assert measure_fidelity(zeros, zeros).raw_min == 1.0

@@ -1,16 +1,23 @@
 """The torch runtime: lower precision without its pooling, images in channels_last, batches that do not fit."""
 
+import copy
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from embedx.core.errors import EncoderError
+from embedx.core.errors import EncoderError, TooLargeError
 from embedx.encoders.image_module import PixelsToVectors
 from embedx.encoders.registry import open_encoder, parse_ref
+from embedx.inference import torch as torch_runtime
 from embedx.inference.gates import measure_fidelity, passes_gate
 from embedx.inference.torch import (
     TorchRuntime,
+    cast_to_bf16,
     check_device,
     device_is_there,
     on_device,
@@ -90,8 +97,64 @@ def test_a_batch_that_does_not_fit_is_halved_and_the_size_remembered():
 
 
 def test_one_item_that_does_not_fit_is_an_error():
-    with pytest.raises(EncoderError, match="one item alone"):
+    with pytest.raises(TooLargeError, match="one item alone"):
         TorchRuntime(Small(0), "fp32", "cpu").forward(pixels(4))
+
+
+class Shared(nn.Module):
+    """A module of which two batches at a time do not fit; each waits for the other the first time."""
+
+    def __init__(self):
+        super().__init__()
+        self.both = threading.Barrier(2)
+        self.calls = 0
+
+    def forward(self, pixels):
+        self.calls += 1
+        if self.calls <= 2:
+            self.both.wait(60)
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate")
+        return pixels.float().mean((2, 3))
+
+
+def test_what_the_other_stream_had_no_room_for_is_tried_alone(monkeypatch):
+    monkeypatch.setitem(torch_runtime.DEVICES, "cpu", replace(torch_runtime.DEVICES["cpu"], streams=2))
+    runtime = TorchRuntime(Shared(), "fp32", "cpu")
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(runtime.forward, [pixels(1)] * 2))
+    assert np.allclose(found, pixels(1)["pixels"].astype(np.float32).mean((2, 3)))
+
+
+def test_an_encoder_that_does_not_fit(monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch_runtime, "on_device", full)
+    with pytest.raises(TooLargeError, match="minilm in fp32 does not fit") as raised:
+        open_torch(open_encoder(parse_ref("minilm")), "fp32", 1, "cpu")
+    assert "--precision bf16" in raised.value.remedy
+
+
+def test_far_tokens_keep_their_places_in_bf16():
+    """Rotary frequencies of 8 bits are off by whole turns after a thousand tokens."""
+    from transformers import LlamaConfig, LlamaModel
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = LlamaModel(LlamaConfig(vocab_size=200, max_position_embeddings=2048, **sizes)).eval()
+    for layer in model.layers:  # attention that looks closely
+        layer.self_attn.q_proj.weight.data *= 10
+        layer.self_attn.k_proj.weight.data *= 10
+    ids = torch.randint(0, 200, (2, 1500))
+
+    def cosine(cast):
+        lower = copy.deepcopy(model)
+        cast(lower)
+        with torch.no_grad():
+            vectors, exact = (each(input_ids=ids).last_hidden_state[:, -1].float() for each in (lower, model))
+        return nn.functional.cosine_similarity(vectors, exact).min().item()
+
+    assert cosine(cast_to_bf16) > 0.99 > 0.97 > cosine(lambda lower: lower.to(torch.bfloat16))
 
 
 class Stopwatch:
@@ -105,9 +168,12 @@ class Stopwatch:
         return next(self.seconds)
 
 
-@pytest.mark.parametrize(("padded", "packed", "kept"), [(2.0, 1.0, True), (1.0, 2.0, False)])
-def test_texts_are_packed_where_it_pays(monkeypatch, padded, packed, kept):
-    monkeypatch.setattr("embedx.inference.torch.best_of", Stopwatch(padded, packed))
+@pytest.mark.parametrize(
+    ("long_and_short", "kept"),
+    [((2.0, 2.0, 1.0, 1.0), True), ((1.0, 2.0, 2.0, 1.0), False), ((2.0, 1.0, 1.0, 2.0), False)],
+)
+def test_texts_are_packed_where_it_pays(monkeypatch, long_and_short, kept):
+    monkeypatch.setattr("embedx.inference.torch.best_of", Stopwatch(*long_and_short))
     encoder = open_encoder(parse_ref("minilm"))
     module = encoder.build()
     runtime = on_device(module, "fp32", "cpu")
@@ -122,7 +188,7 @@ def test_texts_are_packed_where_it_pays(monkeypatch, padded, packed, kept):
 
 @pytest.mark.parametrize("fault", ["raises", "differs"])
 def test_what_packing_breaks_stays_padded(monkeypatch, fault):
-    monkeypatch.setattr("embedx.inference.torch.best_of", Stopwatch(2.0, 1.0))
+    monkeypatch.setattr("embedx.inference.torch.best_of", Stopwatch(2.0, 2.0, 1.0, 1.0))
     encoder = open_encoder(parse_ref("minilm"))
     module = encoder.build()
     runtime = on_device(module, "fp32", "cpu")

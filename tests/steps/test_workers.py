@@ -3,9 +3,11 @@
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -15,12 +17,13 @@ from embedx.core.errors import BusyError, EmbedxError
 from embedx.core.specs import Resources
 from embedx.engine import cluster as engine
 from embedx.engine import window
-from embedx.engine.cluster import Cluster, open_cluster, open_cluster_ahead
+from embedx.engine.cluster import Cluster, open_cluster, open_cluster_ahead, plan_workers
 from embedx.engine.window import Task, Window
 from embedx.steps.flight import check_workers
 from embedx.steps.preflight import survey_worker
 from embedx.steps.shard_job import ShardJob
-from tests.conftest import SUPPORT, write_jsonl
+from tests.conftest import ROOT, SUPPORT, write_jsonl
+from tests.steps.test_extract import texts
 
 
 def job(root):
@@ -101,7 +104,12 @@ def test_no_profiler_that_can_freeze_python_311():
 
 
 def worker_processes():
-    return [child for child in psutil.Process().children(recursive=True) if "spawn_main" in " ".join(child.cmdline())]
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # it has just ended
+            if "spawn_main" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
 
 
 def test_workers_start_while_something_else_is_done():
@@ -216,14 +224,13 @@ def test_a_worker_that_nobody_would_start_again_is_started(monkeypatch, end):
         while local.workers.get(0) in (nanny, None) and time.monotonic() < until:
             time.sleep(0.1)
         assert local.workers.get(0) not in (nanny, None), "nobody watches over a worker"
-        assert cluster.client.submit(os.getpid, pure=False).result() != before
+        assert cluster.client.submit(os.getpid, pure=False).result(timeout=120) != before
 
 
 def test_a_run_without_workers_ends(monkeypatch):
     from distributed import LocalCluster
 
     monkeypatch.setattr(window, "DESERTED_S", 0.2)
-    monkeypatch.setenv("EMBEDX_WATCHDOG_S", "1")
     with (
         LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None, processes=False) as started,
         open_cluster(Resources(cluster=started.scheduler_address)) as cluster,
@@ -234,8 +241,73 @@ def test_a_run_without_workers_ends(monkeypatch):
 
         assert [outcome.result for outcome in run_one("with") if outcome] == [os.getpid()]
         started.scale(0)
+        while cluster.client.processing():
+            time.sleep(0.05)
+        monkeypatch.setenv("EMBEDX_WATCHDOG_S", "1")
         with pytest.raises(BusyError, match="there has been no worker for"):
             run_one("without")
+
+
+def doze():
+    time.sleep(3)
+    return "done"
+
+
+def test_a_task_that_has_just_ended_is_not_given_back(monkeypatch):
+    """The scheduler may say already that it does not run, and the driver not know yet that it has ended."""
+    stop = []
+    with open_cluster(Resources(workers=1)) as cluster:
+        real, looks = cluster.client.processing, []
+
+        def processing():
+            looks.append(stop)
+            return {} if stop and len(looks) == 1 else real()
+
+        monkeypatch.setattr(cluster.client, "processing", processing)
+        outcomes = Window(cluster.client, 1, lambda: bool(stop)).iterate([Task("a", doze, ())])
+        assert next(outcomes) is None, "it dozes"
+        looks.clear()
+        stop.append(True)
+        assert [outcome.result for outcome in outcomes if outcome] == ["done"]
+        assert len(looks) > 1
+
+
+def test_every_worker_computes_what_the_store_holds(embedx, tmp_path):
+    """The encoder is tried on one worker; another one may have another GPU, CPU or driver."""
+    plugin = f"{ROOT / 'tests' / 'plugins' / 'fickle'}:{ROOT / 'src'}"
+    own = {"PYTHONPATH": plugin, "FICKLE_MARK": str(tmp_path / "mark"), "EMBEDX_CLUSTER": "local"}
+    write_jsonl(tmp_path / "c.jsonl", texts(200))
+    # On torch, for openvino's converted model would be that of the first process.
+    arguments = ("extract", "c.jsonl", "--encoder", "fickle:minilm", "--out", "s", "--runtime", "torch")
+    error = embedx.json(*arguments, "--workers", "2", status=1, env={**own, "EMBEDX_SHARD_ITEMS": "5"})["error"]
+    assert (
+        "computes other vectors of fickle:minilm than" in error["message"] and socket.gethostname() in error["message"]
+    )
+    # Alone, the one that computed the store's goes on.
+    (tmp_path / "mark").unlink()
+    report = embedx.json(*arguments, "--workers", "1", env={**own, "EMBEDX_SHARD_ITEMS": "5"})
+    assert report["items"]["embedded"] == 200
+
+
+def visible_gpus():
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def test_each_worker_sees_its_own_gpu(monkeypatch):
+    monkeypatch.setattr(engine, "gpu_names", lambda: ("3", "GPU-5ebe"))
+    assert plan_workers(Resources(threads=16)) == (2, 8)
+    assert plan_workers(Resources(threads=16, device="cpu")) == plan_workers(Resources(threads=16, runtime="openvino"))
+    with open_cluster(Resources(threads=2)) as cluster:
+        pids, gpus = cluster.run_everywhere(os.getpid), cluster.run_everywhere(visible_gpus)
+        assert sorted(gpus.values()) == ["3", "GPU-5ebe"]
+        (killed,) = (pid for address, pid in pids.items() if gpus[address] == "3")
+        os.kill(killed, signal.SIGKILL)
+        until, now = time.monotonic() + 120, {killed}
+        while killed in now or len(now) < 2:
+            assert time.monotonic() < until
+            time.sleep(0.1)
+            now = set(cluster.client.run(os.getpid, on_error="ignore").values())
+        assert sorted(cluster.run_everywhere(visible_gpus).values()) == ["3", "GPU-5ebe"], "the same one again"
 
 
 def blocks():

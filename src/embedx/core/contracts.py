@@ -209,6 +209,10 @@ class Runtime(Protocol):
     def way(self) -> str:
         """How it computes, for people: its name, the precision, and what else there is to say."""
 
+    @property
+    def hardware(self) -> str:
+        """What it computes on: the name of a CPU or GPU. What was measured on one says nothing of another."""
+
     def forward(self, inputs: dict[str, np.ndarray]) -> np.ndarray | Forwarded:
         """Run one batch; returns (n, dim) float32, or that and the items which failed. Thread-safe."""
 

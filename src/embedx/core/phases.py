@@ -28,6 +28,7 @@ class Phases:
     """The phases of a step, as they end."""
 
     spans: list[Span] = field(default_factory=list)
+    _begun: float = field(default_factory=time.perf_counter, repr=False)
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
@@ -37,6 +38,11 @@ class Phases:
             yield
         finally:
             self.spans.append(Span(name, started, time.perf_counter() - begun))
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the step began."""
+        return time.perf_counter() - self._begun
 
     def seconds(self) -> dict[str, float]:
         """Return name -> seconds in all."""

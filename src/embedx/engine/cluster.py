@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from distributed.core import CommClosedError, Status
 from tornado.ioloop import PeriodicCallback
 
 from embedx.core.errors import BusyError, EmbedxError
+from embedx.core.machine import gpu_names
 from embedx.core.memory import ARROW_POOL, PILLOW_BLOCKS
 from embedx.core.specs import Resources
 from embedx.core.threads import cpu_quota, memory_quota_bytes
@@ -27,7 +28,7 @@ TASKS_PER_WORKER = 2
 """Two shard tasks overlap in a worker, so that reading and writing of one hide behind the forward pass of the other."""
 
 CORES_PER_WORKER = 8
-"""Of a local cluster: beyond it one process's Python threads, not its cores, limit decoding."""
+"""Of a local cluster without GPUs: beyond it one process's Python threads, not its cores, limit decoding."""
 
 KEEP_S = 2.0
 """Seconds between two looks at whether every worker is watched over."""
@@ -74,7 +75,18 @@ class _OwnWorker(_Worker):
     """Prepares a worker process that ends with the step: at once, for freeing a large model takes a third of a second.
 
     Nothing is lost: what tasks finish lies on the disk when they say so, and of others nothing may stand.
+
+    Args:
+        gpus: what `CUDA_VISIBLE_DEVICES` calls them; the workers take turns, and each sees its own only.
     """
+
+    def __init__(self, gpus: Sequence[str]) -> None:
+        self._gpus = gpus
+
+    def setup(self, worker: Any) -> None:
+        super().setup(worker)
+        if self._gpus:
+            os.environ["CUDA_VISIBLE_DEVICES"] = self._gpus[int(worker.name) % len(self._gpus)]
 
     def teardown(self, worker: Any) -> None:
         shutil.rmtree(worker.local_directory, ignore_errors=True)
@@ -143,8 +155,12 @@ def open_cluster_ahead(resources: Resources, at_once: bool) -> Iterator[Callable
 def plan_workers(resources: Resources) -> tuple[int, int]:
     """Return (worker processes, cores of each) of a local cluster."""
     cores = resources.threads or cpu_quota()
-    workers = resources.workers or max(1, cores // CORES_PER_WORKER)
+    workers = resources.workers or len(_gpus(resources)) or max(1, cores // CORES_PER_WORKER)
     return workers, max(1, cores // workers)
+
+
+def _gpus(resources: Resources) -> tuple[str, ...]:
+    return gpu_names() if resources.device in ("auto", "cuda") and resources.runtime != "openvino" else ()
 
 
 def _local(resources: Resources) -> Iterator[Cluster]:
@@ -157,7 +173,7 @@ def _local(resources: Resources) -> Iterator[Cluster]:
         _kept(cluster),
         _connected(client),
     ):
-        client.register_plugin(_OwnWorker())
+        client.register_plugin(_OwnWorker(_gpus(resources)))
         yield Cluster(client, workers, threads)
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from embedx.core.paths import cached_json, remember_json
-from embedx.inference.clock import best_of
-from embedx.inference.gates import measure_fidelity, passes_gate
+from embedx.inference.clock import race
+from embedx.inference.gates import is_interchangeable, measure_fidelity
 
 COMPILE_AFTER_S = 60.0
 """A run shorter than this is over before a compiler has earned its half a minute."""
@@ -47,6 +47,7 @@ class CompiledWhenItPays:
         self._trying = threading.Lock()
         self._started: float | None = None
         self._largest = 0
+        self._size = 0
         self._decided = False
         self._compiled: Any = None
 
@@ -63,7 +64,7 @@ class CompiledWhenItPays:
             if self._any_shape or size == self._largest:
                 self._try_in_time(inputs)
         compiled = self._compiled
-        if compiled is not None and (self._any_shape or size == self._largest):
+        if compiled is not None and (self._any_shape or size == self._size):
             try:
                 return compiled(**inputs)
             except Exception as error:
@@ -79,6 +80,8 @@ class CompiledWhenItPays:
             return
         try:
             if not self._decided:
+                # Not the largest so far: that may grow while this one is compiled.
+                self._size = len(next(iter(inputs.values())))
                 self._compiled = self._tried(inputs)
                 self._decided = True
         finally:
@@ -95,8 +98,8 @@ class CompiledWhenItPays:
         try:
             compiled = torch.compile(self._module, dynamic=self._any_shape)
             ours, theirs = (functools.partial(_vectors, call, inputs) for call in (compiled, self._module))
-            faithful = passes_gate(measure_fidelity(ours(), theirs()), self._precision)
-            seconds, eager = best_of(ours), best_of(theirs)
+            faithful = is_interchangeable(measure_fidelity(ours(), theirs()), self._precision)
+            seconds, eager = race(ours, theirs)
         except Exception:  # compilers raise anything, one need not even be installed, and memory may be short today
             return None
         kept = bool(faithful and eager > FASTER * seconds)

@@ -6,6 +6,7 @@ import numpy as np
 
 from embedx.core.contracts import DirectFunction, Encoder, Forwarded
 from embedx.core.errors import EncoderError
+from embedx.core.machine import cpu_name
 
 
 class DirectRuntime:
@@ -26,6 +27,11 @@ class DirectRuntime:
     def way(self) -> str:
         """How it computes, for people."""
         return f"{self.name} {self.precision}"
+
+    @property
+    def hardware(self) -> str:
+        """The CPU, or whatever the function knows of."""
+        return cpu_name()
 
     def forward(self, inputs: dict[str, np.ndarray]) -> np.ndarray | Forwarded:
         """Run one batch; returns (n, dim) float32, or that and the items which failed. Thread-safe as the function."""

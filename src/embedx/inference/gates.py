@@ -56,10 +56,24 @@ def passes_gate(fidelity: Fidelity, precision: str, share: float = 1.0) -> bool:
     return mean >= 1 - 5e-4 * share and least >= 1 - 1e-3 * share
 
 
+def is_interchangeable(fidelity: Fidelity, precision: str) -> bool:
+    """Whether another way to compute, chosen after the precision, gives the vectors of the first one.
+
+    A compiled module, for instance, or another kernel for resizing. They must keep the gate in fp32; in bf16 a tenth of
+    what it lets them lose, for the rest is bf16's.
+
+    Args:
+        fidelity: against the first way in the same precision.
+        precision: fp32 or bf16.
+    """
+    return passes_gate(fidelity, precision, 1.0 if precision == "fp32" else 0.1)
+
+
 def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    """Return the cosines; two vectors of zeros are alike, and one is like no other."""
+    of_a, of_b = np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(norms > 0, (a * b).sum(axis=1) / norms, (norms == 0) * 1.0)
+        return np.where(of_a * of_b > 0, (a * b).sum(axis=1) / (of_a * of_b), (of_a + of_b == 0) * 1.0)
 
 
 def _spread(reference: np.ndarray) -> float:

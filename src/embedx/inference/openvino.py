@@ -23,8 +23,9 @@ from filelock import FileLock
 
 from embedx.core.contracts import Encoder
 from embedx.core.errors import EncoderError
+from embedx.core.machine import cpu_name
 from embedx.core.paths import cache_dir, write_json
-from embedx.inference.clock import best_of
+from embedx.inference.clock import race
 from embedx.inference.gates import measure_fidelity, passes_gate
 
 TOKEN_BUDGET = 1_536
@@ -41,7 +42,7 @@ TOLERATED = 1.25, 0.001
 """By how many times, and by how many seconds a batch, torch must be faster to be preferred: a start without torch is
 seconds shorter, and a race of a few turns on a busy machine is no exact measurement."""
 
-FORMAT = 2
+FORMAT = 3
 """Of a converted model's folder."""
 
 IN_BF16 = "model-bf16.xml"
@@ -75,6 +76,11 @@ class OpenVinoRuntime:
     def way(self) -> str:
         """How it computes, for people."""
         return f"{self.name} {self.precision}"
+
+    @property
+    def hardware(self) -> str:
+        """The CPU."""
+        return cpu_name()
 
     def forward(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
         """Run one batch; returns (n, dim) float32. Thread-safe: calls beyond the requests wait."""
@@ -174,7 +180,8 @@ requests). So the first call of a process is made by one thread alone; it also p
 def torch_is_faster(encoder: Encoder, precision: str) -> str:
     """Return by how much torch was faster when the encoder was converted; empty if it was not."""
     try:
-        seconds = json.loads((_home(encoder) / "seconds.json").read_text())[precision]
+        # By machine, because several may share the folder.
+        seconds = json.loads((_home(encoder) / "seconds.json").read_text())[cpu_name()][precision]
     except (OSError, KeyError):
         return ""
     ratio, difference = seconds["openvino"] / seconds["torch"], seconds["openvino"] - seconds["torch"]
@@ -211,7 +218,8 @@ def _convert_into(encoder: Encoder, home: Path, threads: int) -> None:
             model, module, entries = _convert(encoder)
             openvino.save_model(model, temporary / "model.xml", compress_to_fp16=False)
             # From here on, because both cast the module.
-            write_json(temporary / "seconds.json", _race(encoder, module, model, entries, threads))
+            raced = {cpu_name(): _race(encoder, module, model, entries, threads)}
+            write_json(temporary / "seconds.json", raced)
             lower = _convert_bf16(encoder, module, model, entries)
             if lower is not None:
                 openvino.save_model(lower, temporary / IN_BF16, compress_to_fp16=False)
@@ -259,14 +267,14 @@ def _trace(encoder: Encoder, module: Any, entries: Any) -> Any:
 
 def _convert_bf16(encoder: Encoder, module: Any, model: Any, entries: Any) -> Any:
     """Return the model with its backbone in bf16, see `IN_BF16`; None where that is of no use. Casts the module."""
-    import torch
+    from embedx.inference.torch import cast_to_bf16
 
     is_text = encoder.card.modality == "text" and hasattr(module, "backbone")
     if not is_text or not cpu_has_bf16() or _has_gated_layers(model):
         return None
     inputs = encoder.collate(entries)
     try:
-        module.backbone.to(torch.bfloat16)
+        cast_to_bf16(module.backbone)
         lower = _trace(encoder, module, entries)
         fidelity = measure_fidelity(_run(lower, "bf16", inputs), _run(model, "f32", inputs))
     except Exception:
@@ -309,7 +317,7 @@ def _race(encoder: Encoder, module: Any, model: Any, entries: Any, threads: int)
             ours = functools.partial(request.infer, inputs, share_inputs=False)
             try:
                 theirs = functools.partial(on_device(module, precision, "cpu").forward, inputs)
-                result[precision] = {"openvino": best_of(ours), "torch": best_of(theirs)}
+                result[precision] = dict(zip(("openvino", "torch"), race(ours, theirs)))
             except (RuntimeError, EncoderError):
                 continue  # what torch cannot do in this precision (an operation without bf16) it does not win
     finally:

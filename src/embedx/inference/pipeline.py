@@ -10,14 +10,16 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from embedx.core.batches import TOKENS_STEP, plan_batches, round_up
 from embedx.core.contracts import Broken, Encoder, EncoderCard, Forwarded, Prepared, Runtime
+from embedx.core.errors import TooLargeError
 from embedx.inference.clock import Clock
 from embedx.inference.feed import Feed, Fetch
-from embedx.inference.gates import measure_fidelity, passes_gate
+from embedx.inference.gates import is_interchangeable, measure_fidelity
 
 MAX_BATCH_ITEMS = 512
 
@@ -135,10 +137,7 @@ class Embedder:
 
         def run(batch: np.ndarray) -> None:
             entries = [prepared.items[position] for position in batch]
-            with clock.stage("collate"):
-                inputs = self.encoder.collate(entries)
-            with clock.stage("forward"):
-                result = self._checked(self.runtime.forward(inputs), len(batch))
+            result = self._forward(entries, clock)
             for part in gathered:
                 part.put(prepared.positions[batch] + start, result)
 
@@ -153,15 +152,26 @@ class Embedder:
                     future.cancel()
                 raise
 
-    def _resizes_alike(self, plain: Sequence[np.ndarray], fast: Sequence[np.ndarray]) -> bool:
-        """Whether vectors are the same of images resized in two ways, prepared as (3, height, width) uint8 each.
+    def _forward(self, entries: Sequence[Any], clock: Clock) -> Forwarded:
+        """Run one batch; an item that does not fit the device's memory by itself fails, and no other does."""
+        with clock.stage("collate"):
+            inputs = self.encoder.collate(entries)
+        try:
+            with clock.stage("forward"):
+                return self._checked(self.runtime.forward(inputs), len(entries))
+        except TooLargeError as error:
+            if len(entries) == 1:
+                nothing = np.full((1, self.outputs[-1].columns.stop), np.nan, dtype=np.float32)
+                return Forwarded(nothing, {0: Broken.from_exception("forward", error, retryable=True)})
+        alone = [self._forward([entry], clock) for entry in entries]
+        failures = {place: one.failures[0] for place, one in enumerate(alone) if one.failures}
+        return Forwarded(np.concatenate([one.vectors for one in alone]), failures)
 
-        They must keep the gate in fp32; in bf16 a tenth of what the gate lets them lose, for the rest is bf16's.
-        """
+    def _resizes_alike(self, plain: Sequence[np.ndarray], fast: Sequence[np.ndarray]) -> bool:
+        """Whether vectors are the same of images resized in two ways, prepared as (3, height, width) uint8 each."""
         forwards = [self.runtime.forward(self.encoder.collate(images)) for images in (plain, fast)]
         reference, vectors = (self._checked(forward, len(plain)).vectors for forward in forwards)
-        share = 1.0 if self.runtime.precision == "fp32" else 0.1
-        return passes_gate(measure_fidelity(vectors, reference), self.runtime.precision, share)
+        return is_interchangeable(measure_fidelity(vectors, reference), self.runtime.precision)
 
     def _checked(self, result: np.ndarray | Forwarded, count: int) -> Forwarded:
         forwarded = result if isinstance(result, Forwarded) else Forwarded(result)

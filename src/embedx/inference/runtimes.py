@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from embedx.core.contracts import Encoder, Runtime
 from embedx.core.errors import EncoderError
+from embedx.core.machine import gpu_names
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,9 @@ def _open_torch(encoder: Encoder, execution: Execution, device: str) -> Opened:
 
 
 def _device(asked: str) -> str:
-    # Asking torch would import it (seconds); without NVIDIA's driver there is nothing to ask. MPS has to be asked for:
-    # nobody has yet compared it with openvino on the same machine.
-    if asked == "auto" and not Path("/proc/driver/nvidia/version").exists():
+    # Asking torch would import it (seconds); where the driver knows of no device there is nothing to ask. MPS has to be
+    # asked for: nobody has yet compared it with openvino on the same machine.
+    if asked == "auto" and not gpu_names():
         return "cpu"
     if asked == "auto":
         from embedx.inference.torch import device_is_there
@@ -96,4 +96,5 @@ def machine_has_bf16(device: str) -> bool:
 
     if where == "mps":
         return device_is_there(where) and bool(torch.backends.mps.is_macos_or_newer(14, 0))
-    return bool(torch.cuda.is_bf16_supported())
+    # Older cards only emulate it, and are slower with it.
+    return bool(torch.cuda.is_bf16_supported(including_emulation=False))

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
-import psutil
-
 from embedx.core.reports import Report
 from embedx.corpora.listing import Corpus
 from embedx.steps.bottleneck import describe_bottleneck, encoder_busy_share, sum_stages
@@ -22,7 +18,7 @@ def report_store(extraction: Extraction, run: Run) -> Report:
     own_items = sum(receipt.embedded for receipt in publication.embedded)
     embedded = own_items + plan.kinds.get("adopted", 0)
     failed = sum(receipt.failed for receipt in publication.receipts) + plan.adopted_failed
-    seconds = _seconds()
+    seconds = extraction.phases.elapsed_s
     stages, counts = sum_stages(publication.receipts)
     report: Report = {
         "out": str(publication.store.root),
@@ -83,7 +79,7 @@ def report_several(extraction: Extraction, stores: list[Report]) -> Report:
         stores: the reports on its stores.
     """
     stages, counts = sum_stages(extraction.receipts)
-    seconds = _seconds()
+    seconds = extraction.phases.elapsed_s
     items = {name: sum(store["items"][name] for store in stores) for name in SUMMED}
     report: Report = {
         "out": str(extraction.root),
@@ -107,11 +103,6 @@ def report_several(extraction: Extraction, stores: list[Report]) -> Report:
 
 SUMMED = ("planned", "embedded", "failed", "unchanged", "updated", "removed", "failed_before")
 """Counts of items that a report on several stores adds up."""
-
-
-def _seconds() -> float:
-    """Return the seconds since this process began; a clock that was set back must not make a negative length."""
-    return max(0.0, time.time() - psutil.Process().create_time())
 
 
 def _where_time_went(extraction: Extraction) -> Report:

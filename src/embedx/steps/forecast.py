@@ -86,8 +86,9 @@ def _estimate(specs: Sequence[ExtractSpec], extraction: Extraction, seconds: flo
                 check_workers(cluster, job)
             for store, run in enumerate(extraction.runs):
                 if run.publication.plan.shard_rows:
-                    run.preflight = try_encoder(extraction, store, cluster, interrupts)
-                    extraction.jobs[store] = replace(extraction.jobs[store], precision=run.preflight.precision)
+                    run.preflight = tried = try_encoder(extraction, store, cluster, interrupts)
+                    job = extraction.jobs[store]
+                    extraction.jobs[store] = replace(job, precision=tried.precision, jpeg_side=tried.jpeg_side)
             sampled = _sample(extraction, cluster, seconds)
             interrupts.check("stopped while sampling", "Nothing was written")
         usage = current_meter().sums()

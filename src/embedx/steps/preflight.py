@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 
@@ -15,8 +15,8 @@ from embedx.encoders.registry import open_encoder
 from embedx.inference.gates import passes_gate
 from embedx.inference.runtimes import machine_has_bf16
 from embedx.steps.encoding import Session, close_passes, close_session, share_forward, shared_sessions
-from embedx.steps.shard_job import ShardJob
-from embedx.steps.trial import measure_fast_ways
+from embedx.steps.shard_job import ShardJob, was_tried_here
+from embedx.steps.trial import OpenAt, measure_fast_ways
 from embedx.store.schema import round_mantissa
 
 SAMPLE_ITEMS = 64
@@ -110,9 +110,9 @@ def preflight(jobs: Sequence[ShardJob], place: int, asked: str, use_sample: bool
     job = jobs[place]
     (group,) = (group for group in share_forward([other.wanted_in("") for other in jobs]) if place in group)
 
-    def open_at(precision: str) -> Session:
+    def open_at(precision: str, device: str) -> Session:
         wanted = [replace(jobs[other].wanted_in(""), precision=precision) for other in group]
-        return shared_sessions(wanted, job.execution)[group.index(place)]
+        return shared_sessions(wanted, replace(job.execution, device=device))[group.index(place)]
 
     try:
         return _try(job, asked, open_at, SAMPLE_ITEMS if use_sample else 0)
@@ -122,27 +122,28 @@ def preflight(jobs: Sequence[ShardJob], place: int, asked: str, use_sample: bool
             close_passes([jobs[other].fingerprint for other in group])
 
 
-def _try(job: ShardJob, asked: str, open_at: Callable[[str], Session], sample: int) -> Preflight:
+def _try(job: ShardJob, asked: str, open_at: OpenAt, sample: int) -> Preflight:
     if not asked:
-        return _flown(job, open_at(job.wanted_in(job.precision).precision), job.precision, "as the store was created")
+        computed = job.wanted_in(job.precision).precision
+        return _flown(job, open_at(computed, job.device), job.precision, "as the store was created")
     if asked == "fp32":
-        return _flown(job, open_at("fp32"), "fp32", "as asked")
+        return _flown(job, open_at("fp32", job.device), "fp32", "as asked")
     if open_encoder(EncoderSpec.from_dict(job.encoder)).card.direct:
-        return _flown(job, open_at("fp32"), "fp32", "it computes in float32 by itself")
+        return _flown(job, open_at("fp32", job.device), "fp32", "it computes in float32 by itself")
     if not machine_has_bf16(job.device):
-        exact = open_at("fp32")
+        exact = open_at("fp32", job.device)
         if asked == "auto":
             return _flown(job, exact, "fp32", "this machine has no bf16")
         why, side = "as asked; computed in fp32, this machine has no bf16", None
         if job.kind == "image":
-            measured = measure_fast_ways(job, exact, open_at, sample)
+            measured = measure_fast_ways(job, exact, open_at, sample, keep_exact=True)
             why, side = f"{why}; {measured.describe()}" if measured.reduced else why, measured.jpeg_side
         return _flown(job, exact, "bf16", why, side)
-    fast = open_at("bf16")
-    measured = measure_fast_ways(job, fast, open_at, sample)
+    fast = open_at("bf16", job.device)
+    measured = measure_fast_ways(job, fast, open_at, sample, keep_exact=asked == "auto")
     if asked == "auto" and not passes_gate(measured.fidelity, "bf16"):
         close_session(fast)
-        return _flown(job, open_at("fp32"), "fp32", f"bf16 misses its gate {measured.describe()}")
+        return _flown(job, open_at("fp32", job.device), "fp32", f"bf16 misses its gate {measured.describe()}")
     why = f"bf16 passes its gate {measured.describe()}" if asked == "auto" else f"as asked; {measured.describe()}"
     return _flown(job, fast, "bf16", why, measured.jpeg_side)
 
@@ -152,6 +153,7 @@ def _flown(job: ShardJob, session: Session, precision: str, why: str, jpeg_side:
         vectors = session.canary_vectors()
     if not np.isfinite(vectors).all():
         raise EncoderError(f"{session.card.ref} gives vectors that are not finite", "Use --precision fp32")
+    was_tried_here(job)
     canaries = vectors if job.full_bits else round_mantissa(vectors)
     side = job.jpeg_side if jpeg_side is None else jpeg_side
     return Preflight(precision, why, canaries.tolist(), session.embedder.runtime.way, session.note, side)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,10 +15,11 @@ from embedx.core.meter import Meter
 from embedx.core.places import NO_ACCESS, Access, parse_place
 from embedx.core.threads import cpu_quota
 from embedx.inference.runtimes import Execution, machine_has_bf16
+from embedx.steps.canaries import compare_canaries
 from embedx.steps.encoding import Session, Wanted, shared_sessions
 from embedx.store.counting import open_counter
 from embedx.store.files import File, as_file
-from embedx.store.layout import RunLayout
+from embedx.store.layout import RunLayout, StoreLayout
 from embedx.store.listing import read_group
 from embedx.store.schema import CarriedColumn
 
@@ -86,9 +89,46 @@ class ShardJob:
         return Execution("", self.runtime, self.device, self.threads or cpu_quota())
 
 
+_compared: set[tuple[str, str]] = set()
+"""(store, run) whose encoder this process has compared with the store's."""
+
+
 def open_sessions(jobs: Sequence[ShardJob]) -> list[Session]:
-    """Return this process's sessions of the encoders of some jobs of one run."""
-    return shared_sessions([job.wanted_in(job.precision) for job in jobs], jobs[0].execution)
+    """Return this process's sessions of the encoders of some jobs of one run.
+
+    A process's first task of a run compares the canaries with the store's: its machine may have another GPU, CPU or
+    driver than the one where the encoder was tried.
+
+    Raises:
+        FingerprintMismatchError: this process computes other vectors than the store holds.
+    """
+    sessions = shared_sessions([job.wanted_in(job.precision) for job in jobs], jobs[0].execution)
+    for job, session in zip(jobs, sessions):
+        if (job.root, job.run) not in _compared:
+            _compare(job, session)
+            _compared.add((job.root, job.run))
+    return sessions
+
+
+def was_tried_here(job: ShardJob) -> None:
+    """Note that this process has tried a run's encoder: what is in the store, or will be, is its own."""
+    _compared.add((job.root, job.run))
+
+
+def _compare(job: ShardJob, session: Session) -> None:
+    if session.card.direct:
+        return  # A remote encoder is the same for all workers, and asking costs.
+    try:
+        # Without the store's reader, for it brings Delta's library. The driver has read it before.
+        card = json.loads(StoreLayout(job.layout.root).encoder.read())
+    except FileNotFoundError:
+        return  # An estimate of a new store leaves none.
+    compare_canaries(
+        session.canary_vectors(),
+        card["canaries"],
+        f"worker {socket.gethostname()} computes other vectors of {session.card.ref} than {job.root} holds",
+        "Its GPU, CPU, driver or a library differs: mend it or take it away; the same command resumes",
+    )
 
 
 @dataclass(frozen=True)
