@@ -166,7 +166,13 @@ def extract(
         option("--cluster", help="local, or a scheduler: tcp://HOST:PORT.", panel="How", envvar="EMBEDX_CLUSTER"),
     ] = "local",
     workers: Annotated[
-        int | None, option("--workers", help="Local worker processes.", panel="How", envvar="EMBEDX_WORKERS")
+        int | None,
+        option(
+            "--workers",
+            help="Local worker processes: else one per GPU, or per 8 cores.",
+            panel="How",
+            envvar="EMBEDX_WORKERS",
+        ),
     ] = None,
     device: Annotated[
         str, option("--device", help="auto, cpu, cuda or mps.", panel="How", envvar="EMBEDX_DEVICE")
