@@ -112,7 +112,10 @@ def preflight(jobs: Sequence[ShardJob], place: int, asked: str, use_sample: bool
 
     def open_at(precision: str, device: str) -> Session:
         wanted = [replace(jobs[other].wanted_in(""), precision=precision) for other in group]
-        return shared_sessions(wanted, replace(job.execution, device=device))[group.index(place)]
+        how = job.execution
+        if device != job.device:  # to compare with, once: not worth a conversion of what is that large
+            how = replace(how, device=device, runtime="torch")
+        return shared_sessions(wanted, how)[group.index(place)]
 
     try:
         return _try(job, asked, open_at, SAMPLE_ITEMS if use_sample else 0)
