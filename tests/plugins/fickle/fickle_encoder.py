@@ -4,7 +4,9 @@ That process leaves a mark where `FICKLE_MARK` says; in every other one the vect
 """
 
 import os
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 from embedx.core.specs import EncoderSpec
 from embedx.encoders import minilm
@@ -26,12 +28,11 @@ class Fickle:
             def forward(self, input_ids, attention_mask):
                 return self.inner(input_ids, attention_mask).roll(1, 1)
 
-        try:
-            with open(os.environ["FICKLE_MARK"], "x") as mark:
-                mark.write(str(os.getpid()))
-            return self._inner.build()
-        except FileExistsError:
-            return Rolled(self._inner.build()).eval()
+        mark = Path(os.environ["FICKLE_MARK"])
+        with suppress(FileExistsError), mark.open("x") as file:
+            file.write(str(os.getpid()))
+        built = self._inner.build()
+        return built if mark.read_text() == str(os.getpid()) else Rolled(built).eval()
 
     def __getattr__(self, name):
         return getattr(self._inner, name)
