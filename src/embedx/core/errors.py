@@ -5,7 +5,7 @@ EmbedxError                     exit 1
 │   └── UnknownEncoderError              no family or name like this
 ├── CorpusError                          a source is missing, empty, broken or ambiguous
 ├── EncoderError                         weights are missing or do not fit, the model cannot be built
-│   └── TooLargeError                    one item alone does not fit the device's memory
+│   └── TooLargeError                    it, or one item alone, does not fit the device's memory
 ├── FingerprintMismatchError             vectors, index, head and encoder do not belong together
 ├── StoreError                           a store, index or head is absent, damaged or of another kind
 ├── TooManyFailuresError        exit 3   more items failed than --max-failures allows
@@ -65,7 +65,7 @@ class EncoderError(EmbedxError):
 
 
 class TooLargeError(EncoderError):
-    """One item alone does not fit the device's memory."""
+    """An encoder, or one item alone, does not fit the device's memory."""
 
 
 class FingerprintMismatchError(EmbedxError):
